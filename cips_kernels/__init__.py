@@ -1,0 +1,16 @@
+"""Fused kernels for the per-pixel modulated fully-connected stack of coordinate-based image generators."""
+
+from . import functional, reference
+from .backends import backends, use_backend
+from .modules import FusedModFC, FusedModFCStack, FusedToRGB
+
+__version__ = "0.1.0"
+__all__ = [
+    "FusedModFC",
+    "FusedModFCStack",
+    "FusedToRGB",
+    "backends",
+    "functional",
+    "reference",
+    "use_backend",
+]

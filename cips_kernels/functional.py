@@ -1,0 +1,258 @@
+"""The stateless operators: modulate, modfc, to_rgb, modfc_stack.
+
+`reference` has the same functions in plain PyTorch with the same arguments, less `backend`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import ops, reference
+from .arguments import (
+    COMPUTE_DTYPES,
+    Noise,
+    activation_slope,
+    as_compute,
+    check_scalars,
+    expect_finite,
+    expect_parameter,
+    expect_scalar,
+    expect_shape,
+    from_pixels,
+    infer_layout,
+    skip_to_pixels,
+    stack_call,
+    to_pixels,
+)
+from .backends import resolve, warn_once
+from .spec import StackInputs, StackSpec, accumulation_dtype
+
+SQRT2 = math.sqrt(2.0)
+
+
+def _run(inputs: StackInputs, spec: StackSpec, want_features: bool, backend: str) -> tuple[Tensor, Tensor]:
+    name = resolve(backend, inputs.x.device, inputs.x.dtype)
+    if inputs.batch * inputs.pixels == 0:
+        # an empty launch is an error on a GPU; the reference keeps shapes and the graph
+        name = "reference"
+    return ops.run_stack(inputs, spec, want_features, name)
+
+
+def modulate(
+    weight: Tensor,
+    style: Tensor,
+    *,
+    demodulate: bool = True,
+    eps: float = 1e-8,
+    dtype: torch.dtype | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Modulated weights of each image: `M = d V`, `V_ij = s_j W_ij / sqrt(I)`, `d_i = 1 / sqrt(sum_j V_ij^2 + eps)`.
+
+    Args:
+        weight: `[O, I]`, any floating dtype; computed in float32 (float64 for float64).
+        style: `[B, I]`, the affine's output.
+        demodulate: False leaves out `d` (ToRGB).
+        eps: added to the squared norm.
+        dtype: of the result, the weight's by default.
+        backend: see `backends`.
+
+    Returns:
+        `[B, O, I]`, contiguous.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what came and what was expected.
+        RuntimeError: the backend asked for cannot serve.
+    """
+    expect_shape("weight", weight, (None, None), "[O, I]")
+    out_dtype = dtype or weight.dtype
+    for argument, given in (("weight", weight.dtype), ("dtype", out_dtype)):
+        if given not in COMPUTE_DTYPES:
+            raise TypeError(f"{argument}: expected float16, bfloat16, float32 or float64, got {given}")
+    expect_shape("style", style, (None, weight.shape[1]), "[B, I]")
+    expect_parameter("style", style, weight, "weight")
+    expect_finite("style", style)
+    check_scalars(0.0, 1.0, eps)
+    wide = accumulation_dtype(weight.dtype)
+    name = resolve(backend, weight.device, out_dtype)
+    if weight.numel() * style.numel() == 0:
+        name = "reference"
+    return torch.ops.cips_kernels.modulate(weight.to(wide), style.to(wide), demodulate, float(eps), out_dtype, name)
+
+
+def modfc(
+    x: Tensor,
+    weight: Tensor,
+    style: Tensor,
+    bias: Tensor | None = None,
+    noise: Noise = None,
+    noise_strength: Tensor | None = None,
+    *,
+    demodulate: bool = True,
+    activation: str = "lrelu",
+    negative_slope: float = 0.2,
+    gain: float = SQRT2,
+    eps: float = 1e-8,
+    layout: str | None = None,
+    coords: Tensor | None = None,
+    layer: int = 0,
+    backend: str = "auto",
+) -> Tensor:
+    """One modulated fully-connected layer with noise, bias and activation (CIPS section 3; DESIGN section 2).
+
+    Args:
+        x: `[B, P, I]`, `[B, I, P]` or `[B, I, H, W]` (contiguous or channels-last), float16, bfloat16, float32 or float64:
+            the compute dtype, unless autocast gives another. Batch 1 is shared by all styles.
+        weight: `[O, I]`.
+        style: `[B, I]`, or `[B, P, I]` for a style a pixel (served by the reference formulation).
+        bias: `[O]`.
+        noise: None is off; an int or int64 scalar tensor is the seed of counter noise; a float tensor `[B, P]` is the noise.
+        noise_strength: scalar tensor, 1 where None.
+        demodulate: normalise each row of the modulated weight.
+        activation: "lrelu" or "linear".
+        negative_slope, gain: of the activation; slope >= 0, gain > 0.
+        eps: added to the squared norm of a row.
+        layout: "bpc", "bcp" or "bchw"; needed only where the shape is ambiguous.
+        coords: `[P, 2]` or `[B, P, 2]`: keys the counter noise by position rather than index.
+        layer: the layer's number in the noise counter.
+        backend: see `backends`.
+
+    Parameters may be float32 or the dtype of `x` (float64 with float64).
+
+    Returns:
+        As `x` with O channels, in the layout and memory order of `x`.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what came and what was expected.
+        RuntimeError: the backend asked for cannot serve.
+    """
+    options = dict(demodulate=demodulate, negative_slope=activation_slope(activation, negative_slope), gain=gain, eps=eps)
+    x = as_compute(x)
+    expect_shape("weight", weight, (None, None), "[O, I]")
+    if isinstance(style, Tensor) and style.dim() == 3:
+        return _modfc_per_pixel(x, weight, style, bias, noise, noise_strength, options, activation, negative_slope, layout, coords, layer, backend)
+    name = infer_layout(x, weight.shape[1], layout)
+    inputs, spec = stack_call(
+        to_pixels(x, name), [weight], [style], [bias], [noise_strength],
+        noise=noise, coords=coords, first_layer=layer, single=True, **options,
+    )  # fmt: skip
+    features, _ = _run(inputs, spec, True, backend)
+    return from_pixels(features, name, x)
+
+
+def _modfc_per_pixel(x, weight, style, bias, noise, strength, options, activation, slope, layout, coords, layer, backend):
+    """Checks and the reference formulation of a style a pixel."""
+    name = infer_layout(x, weight.shape[1], layout)
+    pixels = to_pixels(x, name)
+    expect_shape("style", style, (pixels.shape[0], pixels.shape[1], weight.shape[1]), "[B, P, I]")
+    expect_parameter("weight", weight, x)
+    expect_parameter("style", style, x)
+    expect_finite("style", style)
+    if bias is not None:
+        expect_shape("bias", bias, (weight.shape[0],), "[O]")
+        expect_parameter("bias", bias, x)
+    if strength is not None:
+        expect_scalar("noise_strength", strength, x)
+    check_scalars(slope, options["gain"], options["eps"])
+    served = resolve(backend, x.device, x.dtype)
+    if served != "reference" and backend != "auto":
+        raise RuntimeError(f"backend {served!r} cannot serve this call: a style a pixel is served by 'reference'")
+    if x.device.type == "cuda" and served != "reference":
+        warn_once("cips_kernels serves a style a pixel with the reference backend, which is slower: no fused kernel takes one yet.")
+    options = {**options, "negative_slope": slope}
+    with ops.operator_context(x.device):
+        return reference.modfc(
+            x, weight, style, bias, noise, strength, activation=activation, layout=name, coords=coords, layer=layer, **options
+        )
+
+
+def to_rgb(
+    x: Tensor,
+    weight: Tensor,
+    style: Tensor,
+    bias: Tensor | None = None,
+    skip: Tensor | None = None,
+    *,
+    layout: str | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """A ToRGB: `skip + R x + r`, R modulated and not demodulated.
+
+    Args:
+        x: as in `modfc`.
+        weight: `[C, I]`, C usually 3.
+        style: `[B, I]`.
+        bias: `[C]`.
+        skip: the RGB sum so far, in the layout of `x` with C channels.
+        layout, backend: as in `modfc`.
+
+    Returns:
+        In the layout of `x` with C channels, float32 whatever the compute dtype (float64 for float64): a sum over layers.
+    """
+    x = as_compute(x)
+    expect_shape("weight", weight, (None, None), "[C, I]")
+    name = infer_layout(x, weight.shape[1], layout)
+    pixel_skip = skip_to_pixels(skip, name, x)
+    inputs, spec = stack_call(to_pixels(x, name), [], [], [], [], [weight], [style], [bias], [-1], pixel_skip, single=True)
+    _, rgb = _run(inputs, spec, False, backend)
+    return from_pixels(rgb, name, x)
+
+
+def modfc_stack(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    styles: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    noise_strengths: Sequence[Tensor | None],
+    rgb_weights: Sequence[Tensor] = (),
+    rgb_styles: Sequence[Tensor] = (),
+    rgb_biases: Sequence[Tensor | None] = (),
+    rgb_after: Sequence[int] = (),
+    skip: Tensor | None = None,
+    *,
+    noise: Noise = None,
+    coords: Tensor | None = None,
+    demodulate: bool = True,
+    negative_slope: float = 0.2,
+    gain: float = SQRT2,
+    eps: float = 1e-8,
+    layout: str | None = None,
+    want_features: bool = True,
+    backend: str = "auto",
+) -> tuple[Tensor | None, Tensor | None]:
+    """The layers and skips of a whole generator as one operator.
+
+    Args:
+        x: as in `modfc`; batch 1 is shared by all images, and its gradient is then the sum over them.
+        weights: `[O_l, I_l]`, one a layer; each layer's I is the O of the one before.
+        styles: `[B, I_l]`.
+        biases: `[O_l]` or None.
+        noise_strengths: scalars, or None for 1.
+        rgb_weights, rgb_styles, rgb_biases: of each ToRGB, `[C, I]`, `[B, I]`, `[C]`.
+        rgb_after: layer (from 0) after which each ToRGB reads; -1 reads `x`.
+        skip: added to the RGB sum.
+        noise: as in `modfc`; given noise is `[L, B, P]`.
+        want_features: False saves the last layer's output where only RGB is wanted.
+
+    Returns:
+        `(features, rgb)`: the last layer's output (None unless wanted, or without layers) and the RGB sum (float32; None without ToRGBs),
+        in the layout of `x`.
+    """
+    x = as_compute(x)
+    if not len(weights) + len(rgb_weights):
+        raise ValueError("weights: expected at least one layer or ToRGB, got none")
+    first = weights[0] if len(weights) else rgb_weights[0]
+    expect_shape("weights[0]" if len(weights) else "rgb_weights[0]", first, (None, None), "[O, I]")
+    name = infer_layout(x, first.shape[1], layout)
+    inputs, spec = stack_call(
+        to_pixels(x, name), weights, styles, biases, noise_strengths, rgb_weights, rgb_styles, rgb_biases, rgb_after,
+        skip_to_pixels(skip, name, x), noise=noise, coords=coords, demodulate=demodulate,
+        negative_slope=negative_slope, gain=gain, eps=eps,
+    )  # fmt: skip
+    features, rgb = _run(inputs, spec, want_features, backend)
+    kept = from_pixels(features, name, x) if want_features and spec.depth else None
+    return kept, from_pixels(rgb, name, x) if spec.rgb_after else None

@@ -1,0 +1,309 @@
+"""The operators, registered with PyTorch: schema, fake kernels, autograd, second order.
+
+Three pairs live in the namespace `cips_kernels`:
+
+    modfc_stack / modfc_stack_backward      a stack of layers with its ToRGBs; one layer and one ToRGB are its special cases
+    modulate / modulate_backward            modulated weights by themselves
+
+The backward of each is an operator of its own, so that `create_graph=True` works on every backend: its derivative is
+taken of the written-out formula in `reference`. Parameters come as flat tensors (see packing), so the schema is the same
+for every depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .arguments import autocast_on
+from .backends import module as backend_module
+from .packing import activation_offsets, pack
+from .spec import Needs, StackGrads, StackInputs, StackSaved, StackSpec, empty_like_layout
+
+_library = torch.library.Library("cips_kernels", "DEF")
+
+_TENSORS = "Tensor x, Tensor weights, Tensor styles, Tensor biases, Tensor noise_strengths, Tensor? skip, Tensor? seed, Tensor? noise, Tensor? coords"
+_SPEC = "int[] widths, int[] rgb_after, int rgb_channels, bool demodulate, float negative_slope, float gain, float eps, int first_layer"
+# outputs take the memory order of `x`, so a compiler may not hand `x` over in another
+_TAGS = (torch.Tag.pt2_compliant_tag, getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order))
+_library.define(
+    f"modfc_stack({_TENSORS}, {_SPEC}, bool want_features, bool save, str backend)"
+    " -> (Tensor features, Tensor rgb, Tensor activations, Tensor mods)",
+    tags=_TAGS,
+)
+_library.define(
+    f"modfc_stack_backward(Tensor? grad_features, Tensor? grad_rgb, {_TENSORS}, Tensor features, Tensor activations, Tensor mods,"
+    f" {_SPEC}, bool[] needs, str backend)"
+    " -> (Tensor x, Tensor weights, Tensor styles, Tensor biases, Tensor noise_strengths, Tensor noise)",
+    tags=_TAGS,
+)
+_library.define(
+    "modulate(Tensor weight, Tensor style, bool demodulate, float eps, ScalarType dtype, str backend) -> Tensor", tags=_TAGS
+)
+_library.define(
+    "modulate_backward(Tensor grad, Tensor weight, Tensor style, bool demodulate, float eps, str backend)"
+    " -> (Tensor weight, Tensor style)",
+    tags=_TAGS,
+)
+_N_TENSORS, _N_SPEC = 9, 8
+
+
+class operator_context:  # noqa: N801
+    """What an operator's inside runs under: no autocast, since operators choose their own dtypes, and the tensors' own GPU
+    as the current one, since kernels are launched there."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._contexts: list[AbstractContextManager] = []
+        if autocast_on(device):
+            self._contexts.append(torch.autocast(device.type, enabled=False))
+        if device.type == "cuda" and device.index != torch.cuda.current_device():
+            self._contexts.append(torch.cuda.device(device))
+
+    def __enter__(self) -> None:
+        for context in self._contexts:
+            context.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        for context in reversed(self._contexts):
+            context.__exit__(*error)
+
+
+def _spec(values: Sequence) -> StackSpec:
+    widths, rgb_after, *rest = values
+    return StackSpec(tuple(widths), tuple(rgb_after), *rest)
+
+
+# --- forward --------------------------------------------------------------------------------------------------------
+
+
+def _stack(*args) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    inputs, spec = StackInputs(*args[:_N_TENSORS]), _spec(args[_N_TENSORS : _N_TENSORS + _N_SPEC])
+    want_features, save, backend = args[_N_TENSORS + _N_SPEC :]
+    with operator_context(inputs.x.device):
+        features, rgb, saved = backend_module(backend).forward(inputs, spec, want_features, save)
+    return features, rgb, saved.activations, saved.mods
+
+
+def _stack_fake(*args) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    inputs, spec = StackInputs(*args[:_N_TENSORS]), _spec(args[_N_TENSORS : _N_TENSORS + _N_SPEC])
+    want_features, save, _ = args[_N_TENSORS + _N_SPEC :]
+    x, batch = inputs.x, inputs.batch
+    features, activations, mods = x.new_empty(0), x.new_empty(0), x.new_empty(0)
+    if spec.depth and (want_features or save):
+        features = empty_like_layout(x, batch, spec.widths[-1], x.dtype)
+    if save:
+        activations = x.new_empty(activation_offsets(spec.widths, batch, inputs.pixels)[-1])
+        mods = x.new_empty(spec.packing(batch).mod_numel)
+    return features, rgb_like(inputs, spec), activations, mods
+
+
+def rgb_like(inputs: StackInputs, spec: StackSpec) -> Tensor:
+    """Uninitialised RGB sum `[B, P, C]` (C = 0 without ToRGB), in the memory order of `x`."""
+    channels = spec.rgb_channels if spec.rgb_after else 0
+    return empty_like_layout(inputs.x, inputs.batch, channels, inputs.weights.dtype)
+
+
+def _stack_setup(ctx, inputs, output) -> None:
+    features, _, activations, mods = output
+    ctx.set_materialize_grads(False)  # a gradient of unused features would be a gigabyte of zeros
+    ctx.mark_non_differentiable(activations, mods)
+    ctx.save_for_backward(*inputs[:_N_TENSORS], features, activations, mods)
+    ctx.spec_values = inputs[_N_TENSORS : _N_TENSORS + _N_SPEC]
+    ctx.saved = inputs[-2]
+    ctx.backend = inputs[-1]
+
+
+def _stack_autograd(ctx, grad_features, grad_rgb, _grad_activations, _grad_mods):
+    tensors = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    skip = tensors[5]
+    grads: list[Tensor | None] = [None] * (_N_TENSORS + _N_SPEC + 3)
+    if not ctx.saved:
+        raise RuntimeError("modfc_stack: called with save=False, so its outputs have no gradient")
+    widths, rgb_after = ctx.spec_values[:2]
+    # a compiler may hand over gradients of outputs that are there in name only
+    grad_features = grad_features if len(widths) > 1 else None
+    grad_rgb = grad_rgb if len(rgb_after) else None
+    if grad_features is None and grad_rgb is None:
+        return tuple(grads)
+    flags = [needs[0], needs[1] or needs[2], needs[3], needs[4] or needs[7]]
+    if any(flags):
+        out = torch.ops.cips_kernels.modfc_stack_backward(
+            grad_features, grad_rgb, *tensors, *ctx.spec_values, flags, ctx.backend
+        )
+        for index, slot in enumerate((0, 1, 2, 3, 4, 7)):
+            grads[slot] = out[index] if needs[slot] else None
+    if needs[5] and skip is not None and grad_rgb is not None:
+        grads[5] = grad_rgb.to(skip.dtype)
+    return tuple(grads)
+
+
+# --- backward, and its derivative -----------------------------------------------------------------------------------
+
+
+def _split_backward(args: Sequence) -> tuple[StackInputs, StackSaved, StackSpec, Needs, str]:
+    inputs = StackInputs(*args[2 : 2 + _N_TENSORS])
+    saved = StackSaved(*args[2 + _N_TENSORS : 5 + _N_TENSORS])
+    spec = _spec(args[5 + _N_TENSORS : 5 + _N_TENSORS + _N_SPEC])
+    return inputs, saved, spec, Needs(*args[-2]), args[-1]
+
+
+def _stack_backward(*args) -> tuple[Tensor, ...]:
+    inputs, saved, spec, needs, backend = _split_backward(args)
+    with operator_context(inputs.x.device):
+        grads = backend_module(backend).backward(args[0], args[1], inputs, spec, saved, needs)
+    return _present(grads, inputs, needs)
+
+
+def _wanted(inputs: StackInputs, needs: Needs) -> tuple[bool, ...]:
+    noise = needs.noise and inputs.noise is not None
+    return needs.x, needs.weights, needs.weights, needs.biases, needs.noise, noise
+
+
+def _present(grads: StackGrads, inputs: StackInputs, needs: Needs) -> tuple[Tensor, ...]:
+    """What was asked for; an empty tensor elsewhere, since an operator cannot return None."""
+    empty = [inputs.x.new_empty(0) for _ in grads]
+    kept = [g if want and g is not None else e for g, want, e in zip(grads, _wanted(inputs, needs), empty)]
+    # an operator's outputs may not share memory with one another or with its inputs
+    return tuple(kept)
+
+
+def _stack_backward_fake(*args) -> tuple[Tensor, ...]:
+    inputs, _, _, needs, _ = _split_backward(args)
+    x = inputs.x
+    like = StackGrads(
+        empty_like_layout(x, x.shape[0], x.shape[2], x.dtype),
+        torch.empty_like(inputs.weights),
+        torch.empty_like(inputs.styles),
+        torch.empty_like(inputs.biases),
+        torch.empty_like(inputs.noise_strengths),
+        None if inputs.noise is None else torch.empty_like(inputs.noise, memory_format=torch.contiguous_format),
+    )
+    return _present(like, inputs, needs)
+
+
+def _stack_backward_setup(ctx, inputs, output) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[: 2 + _N_TENSORS])
+    ctx.spec_values = inputs[5 + _N_TENSORS : 5 + _N_TENSORS + _N_SPEC]
+    ctx.needs = inputs[-2]
+
+
+def _apart(tensor: Tensor, order: bool) -> Tensor:
+    """`tensor` as a variable of its own, still connected to the caller's graph where `order` asks for a third order.
+
+    The derivative must be the partial one. The output's gradient usually depends on the parameters too; were the saved
+    tensors differentiated themselves, autograd would follow that path here and once more outside.
+    """
+    return tensor.view_as(tensor) if order and tensor.requires_grad else tensor.detach().requires_grad_()
+
+
+def _stack_double_backward(ctx, *grad_outputs):
+    """Derivative of the written-out backward, layers' outputs recomputed: differentiable again, to any order."""
+    tensors = list(ctx.saved_tensors)
+    order = torch.is_grad_enabled()
+    # only what asks for a gradient takes part
+    wanted = [i for i, t in enumerate(tensors) if t is not None and ctx.needs_input_grad[i]]
+    with torch.enable_grad(), operator_context(tensors[2].device):
+        for i in wanted:
+            tensors[i] = _apart(tensors[i], order)
+        inputs = StackInputs(*tensors[2:])
+        grads = reference.differentiable_backward(tensors[0], tensors[1], inputs, _spec(ctx.spec_values))
+        flags = _wanted(inputs, Needs(*ctx.needs))
+        pairs = [(g, v) for g, v, w in zip(grads, grad_outputs, flags) if w and v is not None and g is not None and g.requires_grad]
+        out: list[Tensor | None] = [None] * (5 + _N_TENSORS + _N_SPEC + 2)
+        if pairs and wanted:
+            found = torch.autograd.grad(
+                [g for g, _ in pairs],
+                [tensors[i] for i in wanted],
+                [v for _, v in pairs],
+                create_graph=order,
+                allow_unused=True,
+            )
+            for i, g in zip(wanted, found):
+                out[i] = g
+    return tuple(out)
+
+
+# --- modulated weights by themselves --------------------------------------------------------------------------------
+
+
+def _modulate(weight: Tensor, style: Tensor, demodulate: bool, eps: float, dtype: torch.dtype, backend: str) -> Tensor:
+    with operator_context(weight.device):
+        module = backend_module(backend)
+        if backend in ("reference", "cpu"):
+            return reference.modulate(weight, style, demodulate=demodulate, eps=eps, dtype=dtype)
+        plan = pack((weight.shape[1], weight.shape[0]), (), 1, demodulate, style.shape[0])
+        mods = module.modulate(weight.reshape(-1), style.contiguous(), plan, dtype, eps)
+        return plan.mod(mods, plan.matrices[0]).contiguous()
+
+
+def _modulate_fake(weight, style, demodulate, eps, dtype, backend) -> Tensor:
+    return weight.new_empty((style.shape[0], weight.shape[0], weight.shape[1]), dtype=dtype)
+
+
+def _modulate_setup(ctx, inputs, output) -> None:
+    ctx.save_for_backward(inputs[0], inputs[1])
+    ctx.options = (inputs[2], inputs[3], inputs[5])
+
+
+def _modulate_autograd(ctx, grad):
+    weight, style = ctx.saved_tensors
+    dw, ds = torch.ops.cips_kernels.modulate_backward(grad.to(weight.dtype), weight, style, *ctx.options)
+    return dw, ds, None, None, None, None
+
+
+def _modulate_backward(grad: Tensor, weight: Tensor, style: Tensor, demodulate: bool, eps: float, backend: str):
+    with operator_context(weight.device):
+        module = backend_module(backend)
+        if backend in ("reference", "cpu"):
+            dw, ds = reference.modulate_backward(grad, weight, style, demodulate=demodulate, eps=eps)
+            return dw.contiguous(), ds.contiguous()
+        plan = pack((weight.shape[1], weight.shape[0]), (), 1, demodulate, style.shape[0])
+        flat = grad.new_zeros(plan.mod_numel)
+        plan.mod(flat, plan.matrices[0]).copy_(grad)
+        dw, ds = module.modulate_backward(flat, weight.reshape(-1), style.contiguous(), plan, eps)
+        return dw.view_as(weight), ds
+
+
+def _modulate_backward_fake(grad, weight, style, demodulate, eps, backend):
+    return weight.new_empty(weight.shape), style.new_empty(style.shape)
+
+
+def _modulate_backward_setup(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.options = dict(demodulate=inputs[3], eps=inputs[4])
+
+
+def _modulate_double_backward(ctx, grad_dw, grad_ds):
+    order = torch.is_grad_enabled()
+    with torch.enable_grad(), operator_context(grad_dw.device):
+        tensors = [_apart(t, order) for t in ctx.saved_tensors]
+        out = reference.modulate_backward(*tensors, **ctx.options)
+        found = torch.autograd.grad(out, tensors, (grad_dw, grad_ds), create_graph=order)
+    return (*found, None, None, None)
+
+
+for _name, _impl, _fake, _setup, _backward in (
+    ("modfc_stack", _stack, _stack_fake, _stack_setup, _stack_autograd),
+    ("modfc_stack_backward", _stack_backward, _stack_backward_fake, _stack_backward_setup, _stack_double_backward),
+    ("modulate", _modulate, _modulate_fake, _modulate_setup, _modulate_autograd),
+    ("modulate_backward", _modulate_backward, _modulate_backward_fake, _modulate_backward_setup, _modulate_double_backward),
+):
+    _library.impl(_name, _impl, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"cips_kernels::{_name}", _fake, lib=_library)
+    torch.library.register_autograd(f"cips_kernels::{_name}", _backward, setup_context=_setup, lib=_library)
+
+
+def run_stack(inputs: StackInputs, spec: StackSpec, want_features: bool, backend: str) -> tuple[Tensor, Tensor]:
+    """Call the operator with a resolved backend: `(features, rgb)`, keeping what a backward needs only if one may come."""
+    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    values = [list(spec.widths), list(spec.rgb_after), spec.rgb_channels, spec.demodulate, spec.negative_slope, spec.gain, spec.eps]
+    features, rgb, _, _ = torch.ops.cips_kernels.modfc_stack(
+        *inputs, *values, spec.first_layer, want_features, save, backend
+    )
+    return features, rgb

@@ -1,0 +1,300 @@
+"""Launches of the layer kernels: tensors in, tensors out, one function a kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+from ..spec import StackInputs, StackSpec
+from . import descriptors
+from .config import (
+    Tile,
+    device_limits,
+    head_tile,
+    next_power_of_2,
+    product_tile,
+    rgb_wgrad_tile,
+    wgrad_splits,
+    wgrad_tile,
+)
+from .dgrad import modfc_dgrad_kernel, modfc_head_kernel
+from .forward import modfc_fwd_kernel
+from .input_grad import modfc_dgrad_input_kernel
+from .noise import counter_noise_kernel
+from .rgb import rgb_fwd_kernel, rgb_sum_kernel
+from .rgb_wgrad import rgb_wgrad_kernel
+from .strength import noise_bwd_kernel
+from .wgrad import modfc_wgrad_kernel
+
+_NOISE_PIXELS = 1024
+_FEW_CHANNELS = 4  # up to here a ToRGB is added up element by element, beyond it by the matrix units
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How products are computed: TF32 or IEEE for float32, and whether operands are widened first."""
+
+    precision: str
+    upcast: bool
+
+    @staticmethod
+    def of(x: Tensor) -> Arithmetic:
+        """For float32, PyTorch's own switch decides. The interpreter's bfloat16 products are wrong, so it widens them."""
+        tf32 = x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+        return Arithmetic("tf32" if tf32 else "ieee", x.dtype != torch.float32 and not x.is_cuda)
+
+
+def noise_values(inputs: StackInputs, spec: StackSpec, first_pixel: int) -> Tensor | None:
+    """The noise of every layer, `[L, B, P]` float32 with adjacent pixels, or None where it is off."""
+    given, seed, coords = inputs.noise, inputs.seed, inputs.coords
+    if given is not None:
+        return given if given.stride(2) == 1 else given.contiguous()
+    if seed is None or not spec.depth:
+        return None
+    batch, pixels = inputs.batch, inputs.pixels
+    out = torch.empty((spec.depth, batch, pixels), dtype=torch.float32, device=inputs.x.device)
+    block = max(16, min(_NOISE_PIXELS, next_power_of_2(pixels)))
+    points = out if coords is None else coords.contiguous()
+    counter_noise_kernel[(batch * triton.cdiv(pixels, block), spec.depth)](
+        out, seed, points, points.stride(0) if coords is not None and coords.dim() == 3 else 0,
+        batch, pixels, first_pixel, spec.first_layer, COORDS=coords is not None, BLOCK_P=block, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+def _batch_stride(t: Tensor, batch: int) -> int:
+    return t.stride(0) if t.shape[0] == batch and batch > 1 else 0
+
+
+def _channels_block(channels: int) -> int:
+    return max(16, next_power_of_2(channels))
+
+
+def layer_forward(
+    x: Tensor,
+    m: Tensor,
+    bias: Tensor,
+    strength: Tensor,
+    noise: Tensor | None,
+    out: Tensor | None,
+    rgb_m: Tensor | None,
+    rgb_part: Tensor | None,
+    spec: StackSpec,
+) -> None:
+    """One layer into `out` (None: not kept), its ToRGB's shares into `rgb_part` `[T, B, P, C]` (None: none reads it)."""
+    batch, out_features, in_features = m.shape
+    pixels = x.shape[1]
+    arithmetic = Arithmetic.of(x)
+    tile = product_tile(out_features, in_features, x.dtype, x.device)
+    channels = 1 if rgb_m is None else rgb_m.shape[1]
+    operands = (x, m) if out is None else (x, m, out)
+    if channels <= _FEW_CHANNELS and descriptors.usable(*operands):
+        descriptors.forward(x, m, bias, strength, noise, out, rgb_m, rgb_part, tile, spec)
+        return
+    target = x if out is None else out
+    r = m if rgb_m is None else rgb_m
+    grid = (batch * triton.cdiv(pixels, tile.rows) * triton.cdiv(out_features, tile.cols),)
+    modfc_fwd_kernel[grid](
+        x, _batch_stride(x, batch), x.stride(1), x.stride(2),
+        m, m.stride(0), m.stride(1),
+        bias, strength, bias if noise is None else noise, 0 if noise is None else noise.stride(0),
+        target, target.stride(0), target.stride(1), target.stride(2),
+        r, r.stride(0), r.stride(1), bias if rgb_part is None else rgb_part,
+        batch, pixels, in_features, out_features, channels, spec.negative_slope, spec.gain,
+        NOISE=noise is not None, RGB=rgb_m is not None, STORE=out is not None,
+        X_WIDE=x.stride(2) != 1, OUT_WIDE=target.stride(2) != 1, EVEN_K=in_features % tile.inner == 0,
+        PRECISION=arithmetic.precision, UPCAST=arithmetic.upcast,
+        BLOCK_P=tile.rows, BLOCK_O=tile.cols, BLOCK_I=tile.inner, BLOCK_C=_channels_block(channels),
+        num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+
+
+def rgb_forward(x: Tensor, m: Tensor, rgb_part: Tensor) -> None:
+    """A ToRGB of the stack's input as the share `rgb_part` `[B, P, C]`."""
+    batch, channels, in_features = m.shape
+    pixels = x.shape[1]
+    arithmetic = Arithmetic.of(x)
+    block_p = max(16, min(128, next_power_of_2(pixels)))
+    rgb_fwd_kernel[(batch * triton.cdiv(pixels, block_p),)](
+        x, _batch_stride(x, batch), x.stride(1), x.stride(2), m, m.stride(0), m.stride(1), rgb_part,
+        pixels, in_features, channels,
+        PRECISION=arithmetic.precision, UPCAST=arithmetic.upcast,
+        BLOCK_P=block_p, BLOCK_I=64, BLOCK_C=_channels_block(channels), num_warps=4,
+    )  # fmt: skip
+
+
+def rgb_sum(part: Tensor, biases: Tensor, count: int, skip: Tensor | None, out: Tensor) -> None:
+    """`skip`, the shares `part` `[T, B, P, C]` and `count` biases (flat, C each) into `out` `[B, P, C]`."""
+    shares, batch, pixels, channels = part.shape
+    source = out if skip is None else skip
+    rgb_sum_kernel[(batch * triton.cdiv(pixels, 256),)](
+        part, biases, source, source.stride(0), source.stride(1), source.stride(2),
+        out, out.stride(0), out.stride(1), out.stride(2), batch, pixels, channels, shares, count,
+        SKIP=skip is not None, BLOCK_P=256, BLOCK_C=next_power_of_2(channels), num_warps=4,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Partial sums of one layer's `u`, one for each tile: for its bias `[tiles, I]`, for its noise `[shares, B, P]`."""
+
+    bias: Tensor
+    rows: Tensor
+
+    @staticmethod
+    def empty(act: Tensor, tile: Tile) -> Parts:
+        """Uninitialised, for a layer with output `act` `[B, P, I]` that a kernel with `tile` walks over."""
+        batch, pixels, width = act.shape
+        tiles, shares = batch * triton.cdiv(pixels, tile.rows), triton.cdiv(width, tile.cols)
+        options = {"dtype": torch.float32, "device": act.device}
+        return Parts(torch.empty((tiles, width), **options), torch.empty((shares, batch, pixels), **options))
+
+
+def _rgb_arguments(drgb: Tensor | None, rgb_m: Tensor | None, fallback: Tensor) -> tuple:
+    if drgb is None or rgb_m is None:
+        return fallback, 0, 0, 0, fallback, 0, 0
+    return drgb, drgb.stride(0), drgb.stride(1), drgb.stride(2), rgb_m, rgb_m.stride(0), rgb_m.stride(1)
+
+
+def layer_dgrad(
+    u: Tensor, m: Tensor, act: Tensor, drgb: Tensor | None, rgb_m: Tensor | None, wanted: bool, spec: StackSpec
+) -> tuple[Tensor, Parts | None]:
+    """`u` `[B, P, O]` of a layer to that of the layer below, `[B, P, I]`, and its parts where `wanted`."""
+    batch, out_features, in_features = m.shape
+    pixels = u.shape[1]
+    arithmetic = Arithmetic.of(u)
+    tile = product_tile(in_features, out_features, u.dtype, u.device)
+    out = torch.empty_like(act)
+    parts = Parts.empty(act, tile) if wanted else None
+    sums = (u, u) if parts is None else (parts.bias, parts.rows)
+    channels = 0 if rgb_m is None else rgb_m.shape[1]
+    if channels <= _FEW_CHANNELS and tile.cols >= 32 and descriptors.usable(u, m, act, out):
+        descriptors.dgrad(u, m, act, drgb, rgb_m, out, *(parts and sums or (None, None)), tile, spec)
+        return out, parts
+    grid = (batch * triton.cdiv(pixels, tile.rows) * triton.cdiv(in_features, tile.cols),)
+    modfc_dgrad_kernel[grid](
+        u, m, m.stride(0), m.stride(1), act, *_rgb_arguments(drgb, rgb_m, u), out, *sums,
+        batch, pixels, in_features, out_features, spec.negative_slope, spec.gain,
+        CHANNELS=channels, PARTS=wanted, EVEN_K=out_features % tile.inner == 0,
+        PRECISION=arithmetic.precision, UPCAST=arithmetic.upcast,
+        BLOCK_P=tile.rows, BLOCK_I=tile.cols, BLOCK_O=tile.inner, num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    return out, parts
+
+
+def head(
+    grad: Tensor | None, act: Tensor, drgb: Tensor | None, rgb_m: Tensor | None, wanted: bool, spec: StackSpec
+) -> tuple[Tensor, Parts | None]:
+    """`u` of the last layer, from the gradients of its features `act` and of the RGB sum; and its parts where `wanted`."""
+    batch, pixels, width = act.shape
+    tile = head_tile(pixels, width)
+    out = torch.empty((batch, pixels, width), dtype=act.dtype, device=act.device)
+    parts = Parts.empty(act, tile) if wanted else None
+    sums = (act, act) if parts is None else (parts.bias, parts.rows)
+    source = act if grad is None else grad
+    grid = (batch * triton.cdiv(pixels, tile.rows) * triton.cdiv(width, tile.cols),)
+    modfc_head_kernel[grid](
+        source, source.stride(0), source.stride(1), source.stride(2), act, act.stride(0), act.stride(1), act.stride(2),
+        *_rgb_arguments(drgb, rgb_m, act), out, *sums, batch, pixels, width, spec.negative_slope, spec.gain,
+        GRAD=grad is not None, CHANNELS=0 if rgb_m is None else rgb_m.shape[1], PARTS=wanted,
+        BLOCK_P=tile.rows, BLOCK_I=tile.cols, num_warps=tile.warps,
+    )  # fmt: skip
+    return out, parts
+
+
+def input_dgrad(u: Tensor | None, m: Tensor | None, drgb: Tensor | None, rgb_m: Tensor | None, out: Tensor, batch: int) -> None:
+    """Gradient of the stack's input into `out` `[B or 1, P, I]`; one image of output sums over all."""
+    images, pixels, in_features = out.shape
+    arithmetic = Arithmetic.of(out)
+    out_features = 16 if m is None else m.shape[1]
+    tile = product_tile(in_features, out_features, out.dtype, out.device)
+    some = rgb_m if m is None else m
+    grid = (images * triton.cdiv(pixels, tile.rows) * triton.cdiv(in_features, tile.cols),)
+    modfc_dgrad_input_kernel[grid](
+        out if u is None else u, some, some.stride(0), some.stride(1), *_rgb_arguments(drgb, rgb_m, out),
+        out, out.stride(0), out.stride(1), out.stride(2),
+        pixels, in_features, out_features, batch // images,
+        DEPTH=m is not None, CHANNELS=0 if rgb_m is None else rgb_m.shape[1], EVEN_K=out_features % tile.inner == 0,
+        PRECISION=arithmetic.precision, UPCAST=arithmetic.upcast,
+        BLOCK_P=tile.rows, BLOCK_I=tile.cols, BLOCK_O=tile.inner,
+        num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+
+
+def layer_wgrad(u: Tensor, x: Tensor, out: Tensor) -> None:
+    """`N = u^T x` of each image into `out` `[B, O, I]` float32 (any strides); `x` may be shared (batch 1)."""
+    batch, pixels, out_features = u.shape
+    in_features = x.shape[2]
+    arithmetic = Arithmetic.of(x)
+    tile = wgrad_tile(out_features, in_features, pixels, x.dtype, x.device)
+    tiles = batch * triton.cdiv(out_features, tile.rows) * triton.cdiv(in_features, tile.cols)
+    splits = wgrad_splits(tiles, pixels, tile.inner, x.device)
+    per_split = triton.cdiv(triton.cdiv(pixels, splits), tile.inner) * tile.inner
+    splits = triton.cdiv(pixels, per_split)
+    target = out[None]
+    if splits > 1:
+        target = torch.empty((splits, batch, out_features, in_features), dtype=torch.float32, device=x.device)
+    if descriptors.usable(u, x):
+        descriptors.wgrad(u, x, target, tile, splits, per_split)
+        return _add_splits(target, out)
+    even = pixels % tile.inner == 0 and out_features % tile.rows == 0 and in_features % tile.cols == 0
+    modfc_wgrad_kernel[(tiles * splits,)](
+        u, _batch_stride(u, batch), u.stride(1), u.stride(2), x, _batch_stride(x, batch), x.stride(1), x.stride(2),
+        target, target.stride(0), target.stride(1), target.stride(2),
+        pixels, in_features, out_features, splits, per_split,
+        PRECISION=arithmetic.precision, UPCAST=arithmetic.upcast, EVEN=even,
+        BLOCK_O=tile.rows, BLOCK_I=tile.cols, BLOCK_P=tile.inner, num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    _add_splits(target, out)
+
+
+def _add_splits(target: Tensor, out: Tensor) -> None:
+    """Sum the splits of a weight gradient, in order, where there are several."""
+    if target.shape[0] > 1:
+        torch.sum(target, 0, out=out)
+
+
+def rgb_wgrad(drgb: Tensor, x: Tensor) -> Tensor:
+    """`N = drgb^T x'` of each image, `[B, C, I]` float32; `x` may be shared (batch 1)."""
+    batch, pixels, channels = drgb.shape
+    in_features = x.shape[2]
+    out = torch.empty((batch, channels, in_features), dtype=torch.float32, device=x.device)
+    if channels > _FEW_CHANNELS:
+        layer_wgrad(drgb.to(x.dtype), x, out)
+        return out
+    tile = rgb_wgrad_tile(pixels, in_features)
+    tiles_i = triton.cdiv(in_features, tile.cols)
+    splits = max(1, min(triton.cdiv(16 * device_limits(x.device)[2], batch * tiles_i), pixels // (8 * tile.rows)))
+    per_split = triton.cdiv(triton.cdiv(pixels, splits), tile.rows) * tile.rows
+    splits = triton.cdiv(pixels, per_split)
+    part = torch.empty((batch, splits, channels, in_features), dtype=torch.float32, device=x.device)
+    rgb_wgrad_kernel[(batch * splits * tiles_i,)](
+        drgb, drgb.stride(0), drgb.stride(1), drgb.stride(2), x, _batch_stride(x, batch), x.stride(1), x.stride(2), part,
+        pixels, in_features, splits, per_split,
+        CHANNELS=channels, BLOCK_P=tile.rows, BLOCK_I=tile.cols, num_warps=tile.warps,
+    )  # fmt: skip
+    return torch.sum(part, 1, out=out)
+
+
+def noise_grads(rows: Tensor, strength: Tensor, noise: Tensor, grad_noise: Tensor | None) -> Tensor:
+    """Parts of the noise strength's gradient (to be summed), and the gradient of given noise into `grad_noise` `[B, P]`."""
+    shares, batch, pixels = rows.shape
+    block = max(16, min(_NOISE_PIXELS, next_power_of_2(pixels)))
+    programs = batch * triton.cdiv(pixels, block)
+    parts = torch.empty(programs, dtype=torch.float32, device=rows.device)
+    noise_bwd_kernel[(programs,)](
+        rows, noise, noise.stride(0), strength, parts, rows if grad_noise is None else grad_noise, batch, pixels, shares,
+        GRAD_NOISE=grad_noise is not None, BLOCK_P=block, num_warps=4,
+    )  # fmt: skip
+    return parts
+
+
+def shares(spec: StackSpec, layer: int, x: Tensor) -> int:
+    """Channel blocks of a layer, each of which gives a share of the ToRGB that reads it; the input's ToRGB has one."""
+    if layer < 0:
+        return 1
+    width, inner = spec.widths[layer + 1], spec.widths[layer]
+    return triton.cdiv(width, product_tile(width, inner, x.dtype, x.device).cols)

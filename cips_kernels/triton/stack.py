@@ -1,0 +1,209 @@
+"""The `triton` backend: the stack layer by layer, each layer's whole tail fused into its product."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from ..packing import activation, activation_offsets
+from ..spec import Needs, StackGrads, StackInputs, StackSaved, StackSpec, empty_like_layout
+from . import layers, modulation
+from .modulation import modulate, modulate_backward
+
+__all__ = ["backward", "forward", "modulate", "modulate_backward"]
+
+# Rows (images x pixels) of one pass of inference: what lies between two layers is then at most 1 GB at width 512 in
+# bfloat16, whatever the image's size.
+_CHUNK_ROWS = 1 << 20
+
+
+def _rgb_matrix(spec: StackSpec, layer: int, mods: list[Tensor]) -> Tensor | None:
+    """The ToRGB that reads after `layer`; several that read the same features are one, their sum."""
+    matrices = [mods[spec.depth + k] for k in spec.rgbs_after(layer)]
+    if len(matrices) < 2:
+        return matrices[0] if matrices else None
+    return torch.stack(matrices).sum(0)
+
+
+def _last_needed(spec: StackSpec, keep: bool) -> int:
+    """How many layers must run: all where the features are kept, otherwise up to the last that a ToRGB reads."""
+    return spec.depth if keep else max(spec.rgb_after, default=-1) + 1
+
+
+def _chunk(inputs: StackInputs, first: int, count: int) -> StackInputs:
+    """The call on pixels `first .. first + count - 1`."""
+
+    def cut(t: Tensor | None, dim: int) -> Tensor | None:
+        return None if t is None else t.narrow(dim, first, count)
+
+    coords = inputs.coords
+    return inputs._replace(
+        x=cut(inputs.x, 1),
+        skip=cut(inputs.skip, 1),
+        noise=cut(inputs.noise, 2),
+        coords=cut(coords, 0 if coords is not None and coords.dim() == 2 else 1),
+    )
+
+
+def _run_layers(
+    inputs: StackInputs,
+    spec: StackSpec,
+    mods: list[Tensor],
+    outputs: list[Tensor | None],
+    rgb: Tensor,
+    first_pixel: int,
+) -> None:
+    """Every layer of one chunk of pixels; `outputs[l]` is where layer l goes, None where nothing reads it again."""
+    packing, batch, pixels = spec.packing(inputs.batch), inputs.batch, inputs.pixels
+    noise = layers.noise_values(inputs, spec, first_pixel)
+    readers = sorted(set(spec.rgb_after))
+    counts = [layers.shares(spec, layer, inputs.x) for layer in readers]
+    shape = (sum(counts), batch, pixels, spec.rgb_channels)
+    every = torch.empty(shape, dtype=torch.float32, device=rgb.device)
+    shares = dict(zip(readers, every.split(counts)))
+    x = inputs.x
+    if -1 in shares:
+        layers.rgb_forward(x, _rgb_matrix(spec, -1, mods), shares[-1][0])
+    for layer, out in enumerate(outputs):
+        layers.layer_forward(
+            x,
+            mods[layer],
+            packing.bias(inputs.biases, packing.layers[layer]),
+            inputs.noise_strengths[layer],
+            None if noise is None else noise[layer],
+            out,
+            _rgb_matrix(spec, layer, mods),
+            shares.get(layer),
+            spec,
+        )
+        x = out
+    if readers:
+        biases = inputs.biases.narrow(0, packing.rgbs[0].bias_offset, len(spec.rgb_after) * spec.rgb_channels)
+        layers.rgb_sum(every, biases, len(spec.rgb_after), inputs.skip, rgb)
+
+
+def forward(
+    inputs: StackInputs, spec: StackSpec, want_features: bool, save: bool, modulation: ModuleType = modulation
+) -> tuple[Tensor, Tensor, StackSaved]:
+    """Serve a forward call; `modulation` makes the modulated weights (this backend's or the `cuda` one's)."""
+    x, batch, pixels = inputs.x, inputs.batch, inputs.pixels
+    packing = spec.packing(batch)
+    flat_mods = modulation.modulate(inputs.weights, inputs.styles, packing, x.dtype, spec.eps)
+    mods = [packing.mod(flat_mods, matrix) for matrix in packing.matrices]
+    rgb = empty_like_layout(x, batch, spec.rgb_channels if spec.rgb_after else 0, torch.float32)
+    keep = spec.depth > 0 and (want_features or save)
+    features = empty_like_layout(x, batch, spec.widths[-1], x.dtype) if keep else x.new_empty(0)
+    if save:
+        activations = x.new_empty(activation_offsets(spec.widths, batch, pixels)[-1])
+        outputs = [activation(activations, spec.widths, batch, pixels, i) for i in range(spec.depth - 1)]
+        _run_layers(inputs, spec, mods, [*outputs, features] if spec.depth else [], rgb, 0)
+        return features, rgb, StackSaved(features, activations, flat_mods)
+    count = max(1, _CHUNK_ROWS // batch)
+    scratch = [x.new_empty(batch * min(count, pixels) * max(spec.widths[1:-1], default=0)) for _ in range(2)]
+    for first in range(0, pixels, count):
+        size = min(count, pixels - first)
+        outputs = [
+            scratch[i % 2].narrow(0, 0, batch * size * width).view(batch, size, width)
+            for i, width in enumerate(spec.widths[1:-1])
+        ]
+        outputs += [features.narrow(1, first, size) if keep else None] if spec.depth else []
+        outputs = outputs[: _last_needed(spec, keep)]
+        _run_layers(_chunk(inputs, first, size), spec, mods, outputs, rgb.narrow(1, first, size), first)
+    return features, rgb, StackSaved(features, x.new_empty(0), x.new_empty(0))
+
+
+class _Backward:
+    """The state of one backward call: gradients as they fill, and the parts of the layer in hand."""
+
+    def __init__(self, inputs: StackInputs, spec: StackSpec, needs: Needs, mods: list[Tensor], drgb: Tensor | None) -> None:
+        self.inputs, self.spec, self.needs, self.mods, self.drgb = inputs, spec, needs, mods, drgb
+        self.packing = spec.packing(inputs.batch)
+        options = {"dtype": torch.float32, "device": inputs.x.device}
+        self.biases = torch.zeros(self.packing.bias_numel, **options)
+        self.strengths = torch.zeros(spec.depth, **options)
+        # what no layer reaches (a ToRGB without a gradient, padding) stays zero
+        self.grad_mods = torch.zeros(self.packing.mod_numel, **options) if needs.weights else None
+        given = inputs.noise
+        self.noise = layers.noise_values(inputs, spec, 0) if needs.noise else None
+        self.grad_noise = None if given is None else torch.empty(given.shape, dtype=torch.float32, device=given.device)
+
+    def rgb_matrix(self, layer: int) -> Tensor | None:
+        return None if self.drgb is None else _rgb_matrix(self.spec, layer, self.mods)
+
+    @property
+    def wants_parts(self) -> bool:
+        return self.needs.biases or self.needs.noise
+
+    def collect(self, act: Tensor, parts: layers.Parts | None, layer: int) -> None:
+        """What the gradients of `layer`'s bias, noise and ToRGB need, once its `u` is known; `act` is its output."""
+        if parts is not None:
+            torch.sum(parts.bias, 0, out=self.packing.bias(self.biases, self.packing.layers[layer]))
+            if self.noise is not None:
+                grad = None if self.grad_noise is None else self.grad_noise[layer]
+                strength = self.inputs.noise_strengths[layer]
+                torch.sum(layers.noise_grads(parts.rows, strength, self.noise[layer], grad), 0, out=self.strengths[layer])
+        self.rgb_wgrad(act, layer)
+
+    def rgb_wgrad(self, act: Tensor, layer: int) -> None:
+        """N of the ToRGBs that read after `layer`: the same for each."""
+        if self.grad_mods is not None and self.drgb is not None and self.spec.rgbs_after(layer):
+            n = layers.rgb_wgrad(self.drgb, act)
+            for k in self.spec.rgbs_after(layer):
+                self.packing.mod(self.grad_mods, self.packing.rgbs[k]).copy_(n)
+
+    def wgrad(self, u: Tensor, x: Tensor, layer: int) -> None:
+        if self.grad_mods is not None:
+            layers.layer_wgrad(u, x, self.packing.mod(self.grad_mods, self.packing.layers[layer]))
+
+
+def backward(
+    grad_features: Tensor | None,
+    grad_rgb: Tensor | None,
+    inputs: StackInputs,
+    spec: StackSpec,
+    saved: StackSaved,
+    needs: Needs,
+    modulation: ModuleType = modulation,
+) -> StackGrads:
+    """Serve a backward call: the chain from the last layer down, each layer's weight gradient on the way."""
+    x, batch, pixels = inputs.x, inputs.batch, inputs.pixels
+    packing = spec.packing(batch)
+    mods = [packing.mod(saved.mods, matrix) for matrix in packing.matrices]
+    drgb = grad_rgb.contiguous() if grad_rgb is not None and spec.rgb_after else None
+    state = _Backward(inputs, spec, needs, mods, drgb)
+    acts = [activation(saved.activations, spec.widths, batch, pixels, i) for i in range(spec.depth - 1)]
+    u = None
+    if spec.depth:
+        last = spec.depth - 1
+        rgb_m = state.rgb_matrix(last)
+        u, parts = layers.head(grad_features, saved.features, drgb, rgb_m, state.wants_parts, spec)
+        state.collect(saved.features, parts, last)
+    for layer in range(spec.depth - 1, 0, -1):
+        act = acts[layer - 1]
+        state.wgrad(u, act, layer)
+        u, parts = layers.layer_dgrad(u, mods[layer], act, drgb, state.rgb_matrix(layer - 1), state.wants_parts, spec)
+        state.collect(act, parts, layer - 1)
+    if u is not None:
+        state.wgrad(u, x, 0)
+    direct = state.rgb_matrix(-1)
+    if direct is not None:
+        state.rgb_wgrad(x, -1)
+    grad_x = None
+    if needs.x:
+        grad_x = empty_like_layout(x, x.shape[0], x.shape[2], x.dtype)
+        if u is None and direct is None:
+            grad_x.zero_()
+        else:
+            layers.input_dgrad(u, mods[0] if u is not None else None, drgb, direct, grad_x, batch)
+    if drgb is not None:
+        sums = drgb.sum((0, 1), dtype=torch.float32)
+        for matrix in packing.rgbs:
+            packing.bias(state.biases, matrix).copy_(sums)
+    grad_weights = grad_styles = None
+    if state.grad_mods is not None:
+        grad_weights, grad_styles = modulation.modulate_backward(
+            state.grad_mods, inputs.weights, inputs.styles, packing, spec.eps
+        )
+    return StackGrads(grad_x, grad_weights, grad_styles, state.biases, state.strengths, state.grad_noise)

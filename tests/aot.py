@@ -1,0 +1,163 @@
+"""Compiles whatever a backend launches, for a GPU that is not there.
+
+    python tests/aot.py 9.0        compiles everything for that compute capability and prints what came out as JSON
+
+`recording(capability)` gives Triton a driver that knows only its target, and turns every launch into a compilation. The
+`triton` backend then runs on CPU tensors from end to end: nothing is computed, every kernel is compiled with the very
+arguments and tile sizes that a GPU of that capability would see.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.driver import DriverBase
+from triton.runtime.jit import JITFunction
+
+SHARED_MEMORY = {(8, 0): 163 * 1024, (8, 6): 99 * 1024, (9, 0): 227 * 1024, (10, 0): 227 * 1024}
+MULTIPROCESSORS = {(8, 0): 108, (8, 6): 84, (9, 0): 132, (10, 0): 148}
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+INSTRUCTIONS = ("mma.sync", "wgmma.mma_async", "tcgen05.mma", "cp.async.bulk.tensor")
+
+
+@dataclass
+class Compiled:
+    """One compiled kernel: its name, PTX and machine code."""
+
+    name: str
+    ptx: str
+    cubin: bytes
+
+    def local_bytes(self, folder: Path) -> int:
+        """Bytes of stack and local memory a thread, as the disassembler reports them: spills show here."""
+        path = folder / "kernel.cubin"
+        path.write_bytes(self.cubin)
+        command = [str(TOOLS / "cuobjdump"), "-res-usage", str(path)]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        line = next(line for line in text.splitlines() if "REG:" in line)
+        return sum(int(value) for key, value in re.findall(r"(\w+):(\d+)", line) if key in ("STACK", "LOCAL"))
+
+
+class _Driver(DriverBase):
+    def __init__(self, capability: tuple[int, int]) -> None:
+        self.target = GPUTarget("cuda", capability[0] * 10 + capability[1], 32)
+        self.get_current_device = lambda: 0
+        self.get_current_stream = lambda device=0: 0
+        self.get_device_capability = lambda device=0: capability
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    @staticmethod
+    def is_active() -> bool:
+        return True
+
+    def map_python_to_cpp_type(self, ty: str) -> str:
+        return ty
+
+    def get_benchmarker(self):
+        return lambda *args, **kwargs: 0.0
+
+
+@contextmanager
+def recording(capability: tuple[int, int]) -> Iterator[list[Compiled]]:
+    """Within the block every Triton launch compiles for `capability` and is added to the list."""
+    from cips_kernels.triton import config, descriptors, layers, stack
+
+    kernels: list[Compiled] = []
+    plain_run = JITFunction.run
+    limits = (SHARED_MEMORY[capability], capability, MULTIPROCESSORS[capability])
+    users = [module for module in (config, descriptors, layers, stack) if hasattr(module, "device_limits")]
+    plain_limits = config.device_limits
+
+    def run(self, *args, grid, warmup, **kwargs):
+        kernel = plain_run(self, *args, grid=grid, warmup=True, **kwargs)
+        kernel = kernel.result() if hasattr(kernel, "result") else kernel
+        kernels.append(Compiled(self.__name__, kernel.asm["ptx"], kernel.asm["cubin"]))
+        return kernel
+
+    triton.runtime.driver.set_active(_Driver(capability))
+    JITFunction.run = run
+    for module in users:
+        module.device_limits = lambda device: limits
+    plain_arithmetic = layers.Arithmetic.of
+
+    def arithmetic(x: torch.Tensor) -> layers.Arithmetic:
+        return layers.Arithmetic("tf32" if x.dtype == torch.float32 else "ieee", False)
+
+    layers.Arithmetic.of = staticmethod(arithmetic)
+    try:
+        yield kernels
+    finally:
+        layers.Arithmetic.of = staticmethod(plain_arithmetic)
+        for module in users:
+            module.device_limits = plain_limits
+        JITFunction.run = plain_run
+
+
+def run_stack(widths: tuple[int, ...], rgb_after: tuple[int, ...], batch: int, pixels: int, dtype: torch.dtype) -> None:
+    """Forward for inference, forward for training and backward of one stack, on tensors whose values nothing reads."""
+    from cips_kernels.spec import Needs, StackInputs, StackSpec
+    from cips_kernels.triton import stack
+
+    spec = StackSpec(widths, rgb_after)
+    packing = spec.packing(batch)
+    inputs = StackInputs(
+        torch.zeros(batch, pixels, widths[0], dtype=dtype),
+        torch.zeros(packing.weight_numel),
+        torch.zeros(batch, packing.style_width),
+        torch.zeros(packing.bias_numel),
+        torch.zeros(spec.depth),
+        skip=None,
+        seed=torch.zeros((), dtype=torch.int64),
+        noise=None,
+        coords=torch.zeros(pixels, 2),
+    )
+    stack.forward(inputs, spec, False, False)
+    features, rgb, saved = stack.forward(inputs, spec, True, True)
+    stack.backward(features, rgb, inputs, spec, saved, Needs(True, True, True, True))
+
+
+def main(capability: tuple[int, int]) -> None:
+    """Compile stacks with aligned and with odd widths in every dtype; print one JSON list."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder, recording(capability) as kernels:
+        for dtype in (torch.bfloat16, torch.float16, torch.float32):
+            for widths, large in (((1024, 512, 512, 512), True), ((33, 65, 17), False)):
+                if large and dtype == torch.float16:
+                    continue  # the same code as bfloat16
+                kernels.clear()
+                run_stack(widths, (-1, 1, len(widths) - 2), 2, 1024, dtype)
+                for kernel in {(k.name, k.ptx): k for k in kernels}.values():
+                    found.append(
+                        {
+                            "name": kernel.name,
+                            "dtype": str(dtype).removeprefix("torch."),
+                            "large": large,
+                            "instructions": [i for i in INSTRUCTIONS if i in kernel.ptx],
+                            "local_bytes": kernel.local_bytes(Path(folder)),
+                        }
+                    )
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    major, minor = sys.argv[1].split(".")
+    main((int(major), int(minor)))
