@@ -1,0 +1,27 @@
+"""cips: the generator of "Image Generators with Conditionally-Independent Pixel Synthesis" on the fused
+kernels.
+
+g = cips.Generator("paper")
+images = g(torch.randn(4, 512))                                # [4, 3, 256, 256]
+corner = g(z, cips.grids.tile(256, 0, 0, 32, 32), noise=1)     # the same pixels, computed alone
+"""
+
+from __future__ import annotations
+
+from . import grids
+from .checkpoint import load_generator, save_generator
+from .discriminator import Discriminator, DiscriminatorConfig
+from .errors import UsageError
+from .generator import Generator, GeneratorConfig, presets
+
+__all__ = [
+    "Discriminator",
+    "DiscriminatorConfig",
+    "Generator",
+    "GeneratorConfig",
+    "UsageError",
+    "grids",
+    "load_generator",
+    "presets",
+    "save_generator",
+]

@@ -1,0 +1,57 @@
+"""The endless sequence of training batches, as a function of the step alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .source import ImageSource, normalise
+
+_ORDER, _AUGMENT = 0, 1  # separate streams of random numbers from one seed
+
+
+class Batches:
+    """Batches of real images: every image once an epoch, in an order shuffled anew, with random offsets and
+    flips.
+
+    A batch depends on (seed, step) and on nothing before it, so a resumed run sees what it would have seen.
+
+    Args:
+        source: where images come from.
+        batch: images a batch; it may exceed the source's and need not divide it.
+        seed: of order, offsets and flips.
+        flip: mirror each image left to right with probability 1/2.
+    """
+
+    def __init__(self, source: ImageSource, batch: int, *, seed: int = 0, flip: bool = True) -> None:
+        if batch < 1:
+            raise ValueError(f"batch: expected an integer of at least 1, got {batch!r}")
+        if not len(source):
+            raise ValueError(f"source: expected images, {source.name!r} has none")
+        self.source, self.batch, self.seed, self.flip = source, batch, seed, flip
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def indices(self, step: int) -> np.ndarray:
+        """Numbers of the images of a step, `[batch]`."""
+        count, start = len(self.source), step * self.batch
+        parts = []
+        while start < (step + 1) * self.batch:
+            epoch, first = divmod(start, count)
+            if epoch != self._epoch:
+                self._epoch = epoch
+                self._order = np.random.default_rng((self.seed, _ORDER, epoch)).permutation(count)
+            parts.append(self._order[first : first + (step + 1) * self.batch - start])
+            start += len(parts[-1])
+        return np.concatenate(parts)
+
+    def __call__(self, step: int) -> Tensor:
+        """Images of a step: float32 `[batch, 3, size, size]` in [-1, 1] on the source's device,
+        channels-last.
+        """
+        random = np.random.default_rng((self.seed, _AUGMENT, step))
+        images = normalise(self.source.images(self.indices(step), random))
+        if not self.flip:
+            return images
+        mirrored = torch.from_numpy(random.random(self.batch) < 0.5).to(images.device, non_blocking=True)
+        return torch.where(mirrored[:, None, None, None], images.flip(-1), images)

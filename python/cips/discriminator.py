@@ -1,0 +1,176 @@
+"""StyleGAN2's residual discriminator (Karras et al. 2020), as CIPS uses it unchanged.
+
+x = 1x1 from RGB
+every block:  x = (down(conv2(conv1(x))) + down(skip(x))) / sqrt(2)       down: blur [1,3,3,1], then stride 2
+4x4: minibatch standard deviation, conv, two linear layers, one logit
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .layers import EqualConv2d, EqualLinear
+
+BLUR_TAPS = (1.0, 3.0, 3.0, 1.0)
+STDDEV_GROUP = 4
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """Everything that fixes a discriminator's architecture.
+
+    Attributes:
+        size: height and width of its images, a power of two from 8.
+        in_channels: 3 for RGB.
+        width: multiplier w on the channels, min(512, w 32768 / resolution); 1 is StyleGAN2's: 512 up to 64
+            pixels, then 256, 128, ...
+    """
+
+    size: int = 256
+    in_channels: int = 3
+    width: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.size < 8 or self.size & (self.size - 1):
+            raise ValueError(f"size: expected a power of two of at least 8, got {self.size!r}")
+        if self.in_channels < 1:
+            raise ValueError(f"in_channels: expected an integer of at least 1, got {self.in_channels!r}")
+        if not self.width > 0:
+            raise ValueError(f"width: expected a factor above 0, got {self.width!r}")
+
+    def channels(self, resolution: int) -> int:
+        """Channels of the activations of `resolution` x `resolution` pixels."""
+        return max(min(512, round(self.width * 32768 / resolution)), 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DiscriminatorConfig:
+        """The inverse of `to_dict`."""
+        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise ValueError(f"discriminator config: unknown fields {', '.join(unknown)}")
+        return cls(**values)
+
+
+class Blur(nn.Module):
+    """Low-pass filter [1,3,3,1] x [1,3,3,1] / 64 as a depthwise convolution, twice differentiable.
+
+    Args:
+        padding: zeros on every side.
+        stride: of the result.
+    """
+
+    kernel: Tensor
+
+    def __init__(self, padding: int, stride: int = 1) -> None:
+        super().__init__()
+        taps = torch.tensor(BLUR_TAPS)
+        kernel = taps[:, None] * taps
+        self.register_buffer("kernel", (kernel / kernel.sum())[None, None], persistent=False)
+        self.padding, self.stride = padding, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, H, W]` -> `[B, C, H', W']` with H' = (H + 2 padding - 4) // stride + 1."""
+        channels = x.shape[1]
+        kernel = self.kernel.to(x.dtype).expand(channels, 1, -1, -1)
+        return F.conv2d(x, kernel, stride=self.stride, padding=self.padding, groups=channels)
+
+    def extra_repr(self) -> str:
+        return f"padding={self.padding}, stride={self.stride}"
+
+
+class ResidualBlock(nn.Module):
+    """Halves the resolution: `[B, in, H, W]` -> `[B, out, H/2, W/2]`.
+
+    The sum's 1/sqrt(2) is multiplied into both branches' weights. The skip's 1x1 convolution would read every
+    second blurred pixel only, so the blur computes just those.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        half = math.sqrt(0.5)
+        self.conv1 = EqualConv2d(in_channels, in_channels, 3, padding=1)
+        self.blur = Blur(padding=2)
+        self.conv2 = EqualConv2d(in_channels, out_channels, 3, stride=2, gain=half)
+        self.skip_blur = Blur(padding=1, stride=2)
+        self.skip = EqualConv2d(in_channels, out_channels, 1, bias=False, activation="linear", gain=half)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv2(self.blur(self.conv1(x))) + self.skip(self.skip_blur(x))
+
+
+def minibatch_stddev(x: Tensor, group: int = STDDEV_GROUP) -> Tensor:
+    """Appends one channel: the standard deviation over groups of images, averaged over channels and pixels.
+
+    Args:
+        x: `[B, C, H, W]`. Group m holds the images m, m + B/group, m + 2 B/group, ...
+        group: images a group; where it does not divide B, the largest smaller number that does.
+
+    Returns:
+        `[B, C + 1, H, W]`.
+    """
+    batch, _, height, width = x.shape
+    group = next((n for n in range(min(group, batch), 0, -1) if batch % n == 0), 1)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    grouped = x.to(wide).unflatten(0, (group, batch // group))
+    deviation = (grouped.var(0, correction=0) + 1e-8).sqrt().mean((1, 2, 3)).to(x.dtype)
+    return torch.cat((x, deviation.repeat(group).view(batch, 1, 1, 1).expand(-1, 1, height, width)), 1)
+
+
+class Discriminator(nn.Module):
+    """One logit an image: high for real ones.
+
+    Args:
+        config: the architecture, or the size of the images.
+        dtype: of the convolutions down to 4x4 pixels (torch.bfloat16); None: autocast's where it is on,
+            otherwise the parameters'. Parameters stay float32 and everything from 4x4 pixels on is computed
+            in float32.
+
+    `discriminator.to(memory_format=torch.channels_last)` keeps weights, and with them activations,
+    channels-last.
+    """
+
+    def __init__(self, config: DiscriminatorConfig | int = 256, *, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        config = DiscriminatorConfig(size=config) if isinstance(config, int) else config
+        self.config, self.dtype = config, dtype
+        sizes = [config.size >> n for n in range(int(math.log2(config.size)) - 1)]  # size, size / 2, ..., 4
+        self.from_rgb = EqualConv2d(config.in_channels, config.channels(config.size), 1)
+        self.blocks = nn.ModuleList(
+            ResidualBlock(config.channels(high), config.channels(low)) for high, low in zip(sizes, sizes[1:])
+        )
+        last = config.channels(4)
+        self.final_conv = EqualConv2d(last + 1, last, 3, padding=1)
+        self.final_linear = nn.Sequential(
+            EqualLinear(last * 16, last, activation="lrelu"),
+            EqualLinear(last, 1),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`images` `[B, in_channels, size, size]`, nominally in [-1, 1] -> float32 (float64) logits `[B]`."""
+        config, wide = self.config, self.from_rgb.weight.dtype
+        if images.dim() != 4 or images.shape[1:] != (config.in_channels, config.size, config.size):
+            wanted = f"[B, {config.in_channels}, {config.size}, {config.size}]"
+            raise ValueError(f"images: expected {wanted}, got {list(images.shape)}")
+        device = images.device.type
+        dtype = self.dtype or (
+            torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else wide
+        )
+        with torch.autocast(device, enabled=False):
+            x = self.from_rgb(images.to(dtype))
+            for block in self.blocks:
+                x = block(x)
+            x = self.final_conv(minibatch_stddev(x.to(wide)))
+            # the official weights count channels first, then pixels
+            return self.final_linear(x.flatten(1)).squeeze(1)

@@ -1,0 +1,343 @@
+"""The CIPS generator: every pixel computed from its coordinates and a style, by one stack of modulated
+layers.
+
+    w = mapping(z)        PixelNorm, 8 x EqualLinear with leaky ReLU
+    e = [sin(B (x, y) + b), table(x, y)]
+    rgb = stack(e, w)     15 modulated fully-connected layers; every second one adds to the RGB sum
+
+(CIPS section 3 and supplement section 1.) The stack is `cips_kernels.FusedModFCStack`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cips_kernels import FusedModFCStack
+
+from . import grids
+from .encodings import CoordinateEncoding
+from .layers import EqualLinear, PixelNorm
+
+W_MEAN_DECAY = 0.998  # per training batch, as StyleGAN2 tracks its mean w
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """Everything that fixes a generator's architecture. Defaults: the paper's at 256x256, 45,911,076
+    parameters.
+
+    Attributes:
+        size: (height, width) of the image whose pixels span [-1, 1]; one number for a square.
+        style_dim: length of z and w.
+        mapping_layers: depth of the mapping network.
+        mapping_lr_mul: its learning-rate multiplier.
+        fourier_features: number of Fourier features.
+        table_features: length of a coordinate embedding.
+        table_size: (rows, columns) of the table of embeddings; None: `size`.
+        table_init_std: standard deviation with which the table starts; officially 1.
+        width: channels of every modulated layer.
+        n_layers: number of modulated layers.
+        widths: channels of each modulated layer, instead of `width` and `n_layers`.
+        rgb_after: layers (from 0) after which a ToRGB adds to the image; None: every second layer, the last
+            included.
+    """
+
+    size: tuple[int, int] = (256, 256)
+    style_dim: int = 512
+    mapping_layers: int = 8
+    mapping_lr_mul: float = 0.01
+    fourier_features: int = 512
+    table_features: int = 512
+    table_size: tuple[int, int] | None = None
+    table_init_std: float = 1.0
+    width: int = 512
+    n_layers: int = 15
+    widths: tuple[int, ...] | None = None
+    rgb_after: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__  # the fields are frozen; lists, as JSON gives them, become tuples
+        put(self, "size", grids.as_size(self.size))
+        if self.table_size is not None:
+            put(self, "table_size", grids.as_size(self.table_size, "table_size"))
+        for name in (
+            "style_dim",
+            "mapping_layers",
+            "fourier_features",
+            "table_features",
+            "width",
+            "n_layers",
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
+        if self.widths is not None:
+            put(self, "widths", tuple(self.widths))
+            if not self.widths or not all(isinstance(n, int) and n >= 1 for n in self.widths):
+                raise ValueError(f"widths: expected integers of at least 1, one a layer, got {self.widths!r}")
+        if self.rgb_after is not None:
+            put(self, "rgb_after", tuple(self.rgb_after))
+            if not self.rgb_after or not all(0 <= n < len(self.layer_widths) for n in self.rgb_after):
+                raise ValueError(
+                    f"rgb_after: expected layers from 0 to {len(self.layer_widths) - 1}, got {self.rgb_after}"
+                )
+
+    @property
+    def layer_widths(self) -> tuple[int, ...]:
+        """Output channels of each modulated layer."""
+        return self.widths or (self.width,) * self.n_layers
+
+    @property
+    def rgb_layers(self) -> tuple[int, ...]:
+        """Layers (from 0) after which a ToRGB adds to the image."""
+        last = len(self.layer_widths) - 1
+        return self.rgb_after or tuple(range(last, 0, -2))[::-1] or (last,)
+
+    def flops(self, pixels: int | None = None) -> int:
+        """Multiplications and additions of the stack, forward, for one image (or for `pixels` points)."""
+        pixels = self.size[0] * self.size[1] if pixels is None else pixels
+        widths = (self.fourier_features + self.table_features, *self.layer_widths)
+        products = sum(i * o for i, o in zip(widths, widths[1:])) + sum(
+            3 * widths[k + 1] for k in self.rgb_layers
+        )
+        return 2 * products * pixels
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and lists, for JSON."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> GeneratorConfig:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: a field that this version does not know, or a value out of range.
+        """
+        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise ValueError(f"generator config: unknown fields {', '.join(unknown)}")
+        return cls(**values)
+
+
+presets: dict[str, GeneratorConfig] = {
+    "paper": GeneratorConfig(),
+    "small": GeneratorConfig(
+        size=(64, 64),
+        style_dim=128,
+        mapping_layers=4,
+        fourier_features=64,
+        table_features=64,
+        table_init_std=0.1,  # smooth after a hundred steps instead of a thousand
+        width=64,
+        n_layers=6,
+    ),
+}
+"""Named configurations: "paper" (the default generator of the paper) and "small" (trains on a CPU in
+minutes).
+"""
+
+
+class Generator(nn.Module):
+    """Images from latent vectors, at any coordinates.
+
+    Args:
+        config: the architecture, or the name of a preset.
+        dtype: of the encodings and the stack (torch.bfloat16, torch.float16); None: autocast's where it is
+            on, otherwise the parameters'. The parameters stay float32, the mapping network and the RGB sum
+            are computed in it.
+        backend: of the stack, see `cips_kernels.backends()`.
+
+    Attributes:
+        w_mean: `[style_dim]`, the mean w for truncation: a running mean of the training batches, or what
+            `estimate_w_mean` found; kept in the state dict.
+    """
+
+    w_mean: Tensor
+
+    def __init__(
+        self,
+        config: GeneratorConfig | str = "paper",
+        *,
+        dtype: torch.dtype | None = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if isinstance(config, str):
+            if config not in presets:
+                raise ValueError(
+                    f"config: expected a GeneratorConfig or one of {', '.join(presets)}, got {config!r}"
+                )
+            config = presets[config]
+        self.config = config
+        self.dtype = dtype
+        self.mapping = nn.Sequential(
+            PixelNorm(),
+            *(
+                EqualLinear(
+                    config.style_dim, config.style_dim, lr_mul=config.mapping_lr_mul, activation="lrelu"
+                )
+                for _ in range(config.mapping_layers)
+            ),
+        )
+        self.encoding = CoordinateEncoding(
+            config.fourier_features,
+            config.table_features,
+            config.table_size or config.size,
+            config.table_init_std,
+        )
+        self.synthesis = FusedModFCStack(
+            [self.encoding.features, *config.layer_widths],
+            config.style_dim,
+            rgb_after=list(config.rgb_layers),
+            backend=backend,
+        )
+        self.register_buffer("w_mean", torch.zeros(config.style_dim))
+        self._grid: Tensor | None = None  # the default grid, made once for each device
+
+    @property
+    def n_styles(self) -> int:
+        """Styles in W+: one for every layer, then one for every ToRGB."""
+        return len(self.config.layer_widths) + len(self.config.rgb_layers)
+
+    def forward(
+        self,
+        z: Tensor,
+        coords: Tensor | None = None,
+        *,
+        size: int | tuple[int, int] | None = None,
+        per_image: bool = False,
+        input_is_w: bool = False,
+        truncation: float = 1.0,
+        noise: str | int | Tensor = "fresh",
+        lookup: str = "exact",
+    ) -> Tensor:
+        """Synthesise images or single pixels.
+
+        Args:
+            z: `[B, style_dim]` ~ N(0, 1); with `input_is_w` w `[B, style_dim]`, or W+ `[B, n_styles,
+                style_dim]`.
+            coords: points (x, y) in [-1, 1]: `[P, 2]` or a grid `[H, W, 2]`, the same for all images, or a
+                grid an image, `[B, H, W, 2]`. None: the full grid of `size`.
+            size: (height, width) of the full grid where `coords` is None; None: the config's size.
+            per_image: `coords` has a leading B although it has three dimensions: `[B, P, 2]`.
+            input_is_w: `z` is w already.
+            truncation: w becomes w_mean + truncation * (w - w_mean); 1 leaves it.
+            noise: "fresh" (a new seed a call, from torch's generator of the device), "off", an int seed (the
+                same point gets the same noise on any grid), or a tensor `[L, B, P]` or `[L, B, H, W]`.
+            lookup: how the table is read, "exact" or "compat" (see `encodings.CoordinateTable`).
+
+        Returns:
+            float32 (float64 for float64 parameters), nominally in [-1, 1] and not clipped: `[B, 3, H, W]` for
+            a grid, `[B, P, 3]` for points. A grid's memory format is channels-last.
+        """
+        w = self.styles(z, input_is_w=input_is_w, truncation=truncation)
+        points, shape, own_grid = self._points(coords, size, per_image, w)
+        autocast = w.device.type if torch.amp.is_autocast_available(w.device.type) else "cpu"
+        dtype = self._compute_dtype(autocast)
+        with torch.autocast(autocast, enabled=False):
+            x = self.encoding(points, own_grid=own_grid, lookup=lookup, dtype=dtype)
+            # one encoding serves all images, but not none
+            x = x if len(w) else x[:0]
+            rgb = self.synthesis(x, w, _stack_noise(noise, w.device), coords=points, layout="bpc")
+        if len(shape) == 1:
+            return rgb
+        return rgb.unflatten(1, shape).permute(0, 3, 1, 2)
+
+    def styles(self, z: Tensor, *, input_is_w: bool = False, truncation: float = 1.0) -> Tensor:
+        """Truncated w: the first half of `forward`, with the same arguments."""
+        dim, parameter = self.config.style_dim, self.w_mean
+        wanted = f"[B, {dim}]" + (f" or [B, {self.n_styles}, {dim}]" if input_is_w else "")
+        if not isinstance(z, Tensor) or not z.is_floating_point():
+            raise TypeError(f"z: expected a floating-point tensor {wanted}, got {_describe(z)}")
+        in_w_plus = input_is_w and z.dim() == 3 and z.shape[1] == self.n_styles
+        if not (z.dim() == 2 or in_w_plus) or z.shape[-1] != dim:
+            raise ValueError(f"z: expected {wanted}, got {_describe(z)}")
+        if z.device != parameter.device:
+            raise ValueError(
+                f"z: is on {z.device} but the generator is on {parameter.device}; move both to one device"
+            )
+        w = z.to(parameter.dtype)
+        if not input_is_w:
+            with torch.autocast(z.device.type, enabled=False):
+                w = self.mapping(w)
+            if self.training and len(w):
+                with torch.no_grad():
+                    self.w_mean.lerp_(w.mean(0), 1 - W_MEAN_DECAY)
+        if truncation != 1.0:
+            w = torch.lerp(self.w_mean.clone(), w, float(truncation))
+        return w
+
+    @torch.no_grad()
+    def estimate_w_mean(self, samples: int = 10_000, seed: int = 0) -> Tensor:
+        """Sets `w_mean` to the mean w of `samples` latents drawn from `seed`, and returns it."""
+        if samples < 1:
+            raise ValueError(f"samples: expected an integer of at least 1, got {samples!r}")
+        random = torch.Generator().manual_seed(seed)
+        total = torch.zeros_like(self.w_mean)
+        for start in range(0, samples, 1000):
+            count = min(1000, samples - start)
+            z = torch.randn(count, self.config.style_dim, generator=random)
+            total += self.mapping(z.to(total)).sum(0)
+        return self.w_mean.copy_(total / samples)
+
+    def _points(
+        self, coords: Tensor | None, size: int | tuple[int, int] | None, per_image: bool, w: Tensor
+    ) -> tuple[Tensor, tuple[int, ...], bool]:
+        """Coordinates as `[P, 2]` or `[B, P, 2]`; the shape of the result's pixels; whether it is the table's
+        grid.
+        """
+        if coords is None:
+            height_width = self.config.size if size is None else grids.as_size(size)
+            grid = (
+                self._default_grid(w.device) if size is None else grids.full(*height_width, device=w.device)
+            )
+            return grid.flatten(0, 1), height_width, height_width == self.encoding.table.size
+        if size is not None:
+            raise ValueError(f"size: expected None where coords are given, got {size!r}")
+        if not isinstance(coords, Tensor) or not coords.is_floating_point():
+            raise TypeError(f"coords: expected a floating-point tensor [..., 2], got {_describe(coords)}")
+        if coords.device != w.device:
+            raise ValueError(
+                f"coords: is on {coords.device} but the generator is on {w.device}; move both to one device"
+            )
+        if coords.shape[-1:] != (2,) or coords.dim() not in ((3, 4) if per_image else (2, 3, 4)):
+            expected = "[B, P, 2] or [B, H, W, 2]" if per_image else "[P, 2], [H, W, 2] or [B, H, W, 2]"
+            raise ValueError(f"coords: expected {expected}, got {_describe(coords)}")
+        each = per_image or coords.dim() == 4
+        if each and len(coords) != len(w):
+            raise ValueError(f"coords: expected one set for each of {len(w)} images, got {_describe(coords)}")
+        shape = tuple(coords.shape[1:-1] if each else coords.shape[:-1])
+        return (coords.flatten(1, -2) if each else coords.flatten(0, -2)).float(), shape, False
+
+    def _default_grid(self, device: torch.device) -> Tensor:
+        if self._grid is None or self._grid.device != device:
+            self._grid = grids.full(*self.config.size, device=device)
+        return self._grid
+
+    def _compute_dtype(self, device_type: str) -> torch.dtype:
+        if self.dtype is not None:
+            return self.dtype
+        if torch.is_autocast_enabled(device_type) and self.w_mean.dtype != torch.float64:
+            return torch.get_autocast_dtype(device_type)
+        return self.w_mean.dtype
+
+
+def _stack_noise(noise: str | int | Tensor, device: torch.device) -> str | int | Tensor:
+    if isinstance(noise, str):
+        if noise not in ("fresh", "off"):
+            raise ValueError(f"noise: expected 'fresh', 'off', an int seed or a tensor, got {noise!r}")
+        # drawn on the device from torch's own generator: no synchronisation, and a saved RNG state replays it
+        return noise if noise == "off" else torch.randint(2**63 - 1, (), device=device)
+    return noise.flatten(2) if isinstance(noise, Tensor) and noise.dim() == 4 else noise
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device}"
+    return f"{type(value).__name__} {value!r}"

@@ -1,0 +1,50 @@
+"""From tensors to picture files."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import torch
+from torch import Tensor
+
+from .checkpoint import atomic_file
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """`[B, 3, H, W]` with values in [-1, 1] (clipped) -> uint8 `[B, H, W, 3]` on the CPU."""
+    scaled = (images.float() * 127.5 + 127.5).round().clamp(0, 255)
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu()
+
+
+def image_grid(images: Tensor, columns: int | None = None, gap: int = 2) -> Tensor:
+    """Images side by side, row by row.
+
+    Args:
+        images: uint8 `[B, H, W, 3]`, B at least 1.
+        columns: images a row; None: as square as it goes.
+        gap: white pixels between images.
+
+    Returns:
+        uint8 `[rows (H + gap) - gap, columns (W + gap) - gap, 3]`.
+    """
+    count, height, width, _ = images.shape
+    columns = min(columns or math.ceil(math.sqrt(count)), count)
+    rows = -(-count // columns)
+    grid = torch.full((rows * (height + gap), columns * (width + gap), 3), 255, dtype=torch.uint8)
+    for k, image in enumerate(images):
+        top, left = (k // columns) * (height + gap), (k % columns) * (width + gap)
+        grid[top : top + height, left : left + width] = image
+    return grid[: grid.shape[0] - gap, : grid.shape[1] - gap]
+
+
+def save_png(path: str | os.PathLike[str], image: Tensor) -> None:
+    """Writes uint8 `[H, W, 3]` as PNG.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    from PIL import Image
+
+    with atomic_file(path) as file:
+        Image.fromarray(image.numpy()).save(file, format="PNG")
