@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from .arguments import (
     Noise,
     activation_slope,
     as_compute,
+    autocast_on,
     check_scalars,
     expect_finite,
     expect_parameter,
@@ -164,7 +166,8 @@ def _modfc_per_pixel(x, weight, style, bias, noise, strength, options, activatio
     if x.device.type == "cuda" and served != "reference":
         warn_once("cips_kernels serves a style a pixel with the reference backend, which is slower: no fused kernel takes one yet.")
     options = {**options, "negative_slope": slope}
-    with ops.operator_context(x.device):
+    # x is in its compute dtype already; a compiler can trace this context, not the operators' own
+    with torch.autocast(x.device.type, enabled=False) if autocast_on(x.device) else nullcontext():
         return reference.modfc(
             x, weight, style, bias, noise, strength, activation=activation, layout=name, coords=coords, layer=layer, **options
         )

@@ -27,7 +27,9 @@ KINDS = ("x", "weights", "styles", "biases", "rgb_weights", "rgb_styles", "rgb_b
 def results(case: StackCase, backend: str, **options) -> dict[str, list[torch.Tensor]]:
     """Outputs and gradients by name; lists of one kind together, so that no lone scalar decides by luck."""
     leaves = case.leaves()
-    outputs = [out for out in leaves.call(functional.modfc_stack, backend=backend, **options) if out is not None]
+    outputs = [
+        out for out in leaves.call(functional.modfc_stack, backend=backend, **options) if out is not None
+    ]
     generator = torch.Generator().manual_seed(99)
     grads = [torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out) for out in outputs]
     torch.autograd.backward(outputs, grads)
@@ -91,16 +93,23 @@ REAL = [
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("widths", "rgb_after", "options"), REAL + SMALL, ids=lambda v: str(v).replace(" ", ""))
+@pytest.mark.parametrize(
+    ("widths", "rgb_after", "options"), REAL + SMALL, ids=lambda v: str(v).replace(" ", "")
+)
 @pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT16, FLOAT32], ids=["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("backend", ["triton", "cuda"])
-def test_real_stacks(widths: tuple, rgb_after: tuple, options: dict, dtype: torch.dtype, backend: str) -> None:
+def test_real_stacks(
+    widths: tuple, rgb_after: tuple, options: dict, dtype: torch.dtype, backend: str
+) -> None:
     check(random_stack(widths, rgb_after, device=DEVICE, **options), backend, dtype)
 
 
 @pytest.mark.gpu
 def test_paper_stack() -> None:
-    check(random_stack((1024,) + 15 * (512,), tuple(range(2, 15, 2)), batch=2, pixels=2048, device=DEVICE), dtype=BFLOAT16)
+    check(
+        random_stack((1024,) + 15 * (512,), tuple(range(2, 15, 2)), batch=2, pixels=2048, device=DEVICE),
+        dtype=BFLOAT16,
+    )
 
 
 @pytest.mark.gpu
@@ -134,7 +143,9 @@ def test_channel_major_input_is_read_and_answered_in_place() -> None:
     assert features.is_contiguous() and rgb.is_contiguous()
     assert torch.equal(features.flatten(2).mT, plain[0]) and torch.equal(rgb.flatten(2).mT, plain[1])
     leaf = images.x.clone().requires_grad_()
-    replace(images, x=leaf).call(functional.modfc_stack, layout="bchw", backend="triton")[0].square().sum().backward()
+    replace(images, x=leaf).call(functional.modfc_stack, layout="bchw", backend="triton")[
+        0
+    ].square().sum().backward()
     other = case.x.clone().requires_grad_()
     replace(case, x=other).call(functional.modfc_stack, backend="triton")[0].square().sum().backward()
     assert leaf.grad.is_contiguous()
@@ -155,7 +166,10 @@ def test_inference_in_chunks_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("wanted", [Needs(True, False, False, False), Needs(False, True, False, False), Needs(False, False, True, True)])
+@pytest.mark.parametrize(
+    "wanted",
+    [Needs(True, False, False, False), Needs(False, True, False, False), Needs(False, False, True, True)],
+)
 def test_only_what_is_needed_is_returned(wanted: Needs) -> None:
     case = random_stack((16, 24), (0,), batch=2, pixels=40, device=DEVICE)
     full = results(case, "triton")
@@ -169,7 +183,9 @@ def test_only_what_is_needed_is_returned(wanted: Needs) -> None:
     every["biases"], every["noise_strengths"] = every["biases"][:1], every["biases"][1:]
     features, rgb = leaves.call(functional.modfc_stack, backend="triton")
     generator = torch.Generator().manual_seed(99)
-    grads = [torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out) for out in (features, rgb)]
+    grads = [
+        torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out) for out in (features, rgb)
+    ]
     torch.autograd.backward([features, rgb], grads)
     for name in ("x", *LISTS):
         value = getattr(leaves, name)
@@ -187,7 +203,10 @@ def test_offsets_beyond_two_billion_elements(width: int) -> None:
     pixels, tail = 4096 * 4096, slice(-64, None)
     x = torch.randn((1, pixels, 272), device=DEVICE, dtype=BFLOAT16)
     case = random_stack((272, width), (0,), batch=1, pixels=64, noise=None, device=DEVICE)
-    grads = torch.randn((1, pixels, width), device=DEVICE, dtype=BFLOAT16), torch.randn((1, pixels, 3), device=DEVICE)
+    grads = (
+        torch.randn((1, pixels, width), device=DEVICE, dtype=BFLOAT16),
+        torch.randn((1, pixels, 3), device=DEVICE),
+    )
     found = []
     for part in (slice(None), tail):
         leaf = x[:, part].detach().requires_grad_()

@@ -17,7 +17,11 @@ EVERY = {
     "rgb_sum_kernel", "rgb_wgrad_kernel", "modfc_head_kernel", "noise_bwd_kernel", "modfc_dgrad_input_kernel",
     "modfc_fwd_kernel", "modfc_dgrad_kernel", "modfc_wgrad_kernel",
 }  # fmt: skip
-DESCRIPTORS = {"modfc_fwd_descriptor_kernel", "modfc_dgrad_descriptor_kernel", "modfc_wgrad_descriptor_kernel"}
+DESCRIPTORS = {
+    "modfc_fwd_descriptor_kernel",
+    "modfc_dgrad_descriptor_kernel",
+    "modfc_wgrad_descriptor_kernel",
+}
 
 
 @pytest.fixture(scope="module", params=["8.0", "9.0", "10.0"])
@@ -42,7 +46,9 @@ def test_every_kernel_compiles(compiled: tuple[str, list[dict]]) -> None:
 def test_products_use_the_matrix_units(compiled: tuple[str, list[dict]]) -> None:
     capability, kernels = compiled
     instruction = {"8.0": "mma.sync", "9.0": "wgmma.mma_async", "10.0": "tcgen05.mma"}[capability]
-    products = [k for k in kernels if k["name"] in DESCRIPTORS or (k["name"] == "modfc_fwd_kernel" and k["large"])]
+    products = [
+        k for k in kernels if k["name"] in DESCRIPTORS or (k["name"] == "modfc_fwd_kernel" and k["large"])
+    ]
     assert products
     for kernel in products:
         if kernel["dtype"] != "float32":
