@@ -116,6 +116,14 @@ def warn_once(message: str) -> None:
         warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
+def _is_hopper(device: torch.device) -> bool:
+    """Whether the `cuda` backend was made for this device."""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability(device) == (9, 0)
+
+
+_is_hopper._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def resolve(requested: str, device: torch.device, dtype: torch.dtype) -> str:
     """The backend that serves a call.
 
@@ -140,8 +148,8 @@ def resolve(requested: str, device: torch.device, dtype: torch.dtype) -> str:
         if reason is None:
             break
         refusals.append(f"{candidate}: {reason}")
-    if candidate == "reference" and refusals and device.type == "cuda":
-        warn_once("cips_kernels falls back to the reference backend, which is slower. " + "; ".join(refusals))
+    if refusals and device.type == "cuda" and (candidate == "reference" or _is_hopper(device)):
+        warn_once(f"cips_kernels falls back to the {candidate} backend, which is slower. " + "; ".join(refusals))
     return candidate
 
 

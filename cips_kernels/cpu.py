@@ -70,15 +70,16 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def tile_pixels(spec: StackSpec, dtype: torch.dtype, pixels: int) -> int:
-    """Pixels of a tile with activations of `dtype`: as many as keep a layer's input and output in the L2 caches of the
-    threads, in tiles of even size.
+    """Pixels of a tile with activations of `dtype`: as many as make a layer's input, or its output, the size of the L2
+    caches of the threads, in tiles of even size.
 
-    Larger tiles spread what a product costs by itself (packing the weights, the calls) over more pixels; tiles that leave
-    the cache lose more than that.
+    A product costs some microseconds a call by itself, most of them for packing its weights, which larger tiles spread
+    over more pixels; tiles of twice this size are slower again, as are tiles of half. Measured with 15 layers of 512 on
+    two cores with 2 MB each: 1024 pixels a core in float32, 2048 in bfloat16.
     """
-    pairs = [i + o for i, o in zip(spec.widths[:-1], spec.widths[1:])] or [spec.widths[0]]
+    mean_width = sum(spec.widths) / len(spec.widths)
     cache = torch.get_num_threads() * (processor().get("l2_cache_size") or _L2_BYTES)
-    fitting = cache * len(pairs) // (dtype.itemsize * sum(pairs))
+    fitting = cache / (dtype.itemsize * mean_width)
     count = max(1, round(pixels / min(max(fitting, _SMALLEST_TILE), _LARGEST_TILE)))
     return -(-pixels // count)
 

@@ -14,7 +14,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from .packing import Packing
+from .packing import Packing, zero_gaps
 
 _DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 _SHAPE = ("out_features", "in_features")
@@ -92,15 +92,6 @@ def _plan(packing: Packing):  # -> cips_kernels._cuda.ModulatePlan
     return _load().ModulatePlan([_FIELDS(matrix) for matrix in packing.matrices], packing.batch)
 
 
-def _zero_gaps(mods: Tensor, packing: Packing) -> None:
-    """Zero what lies between matrices, so that the whole buffer has the same bits from call to call."""
-    ends = [matrix.mod_offset for matrix in packing.matrices[1:]] + [packing.mod_numel]
-    for matrix, end in zip(packing.matrices, ends):
-        written = matrix.mod_offset + packing.batch * matrix.out_features * matrix.row_stride
-        if written < end:
-            mods[written:end].zero_()
-
-
 def modulate(weights: Tensor, styles: Tensor, packing: Packing, dtype: torch.dtype, eps: float) -> Tensor:
     """Modulated weights of every matrix of a stack, in one launch.
 
@@ -128,7 +119,7 @@ def modulate(weights: Tensor, styles: Tensor, packing: Packing, dtype: torch.dty
     mods = torch.empty(packing.mod_numel, dtype=dtype, device=weights.device)
     if packing.batch == 0 or not packing.matrices:
         return mods.zero_()
-    _zero_gaps(mods, packing)
+    zero_gaps(mods, packing)
     with torch.cuda.device(weights.device):
         _load().modulate_forward(
             _plan(packing),

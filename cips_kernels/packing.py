@@ -128,6 +128,15 @@ def activation_offsets(widths: tuple[int, ...], batch: int, pixels: int) -> tupl
     return tuple(offsets)
 
 
+def zero_gaps(mods: Tensor, packing: Packing) -> None:
+    """Zero what lies between matrices, so that the whole buffer has the same bits from call to call."""
+    ends = [matrix.mod_offset for matrix in packing.matrices[1:]] + [packing.mod_numel]
+    for matrix, end in zip(packing.matrices, ends):
+        written = matrix.mod_offset + packing.batch * matrix.out_features * matrix.row_stride
+        if written < end:
+            mods[written:end].zero_()
+
+
 def empty_activations(x: Tensor, widths: tuple[int, ...], batch: int, pixels: int) -> Tensor:
     """Buffer of the saved layer outputs in the dtype of `x`: uninitialised but for the gaps between layers, which are 0,
     so that an operator's outputs are the same bits from call to call."""

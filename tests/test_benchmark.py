@@ -359,7 +359,7 @@ def test_whoever_raises_is_reported_and_the_others_go_on() -> None:
 
 def test_what_does_not_fit_the_budget_is_left_out() -> None:
     chosen = options(["bmm", "bmm_compiled"])
-    chosen.budget = Budget(50.0)
+    chosen.budget = Budget(40.0)
     group = Group(small("stack"), chosen, SmallCeilings())
     group.run(0.1)
     assert {row["provider"] for row in group.outcome.rows} == {"bmm"}

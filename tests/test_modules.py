@@ -226,8 +226,9 @@ def test_default_places_of_to_rgb(depth, after):
     assert FusedModFCStack([4] * (depth + 1), 3).rgb_after == after
 
 
-def test_options_reach_every_layer():
-    options = dict(demodulate=False, negative_slope=0.3, gain=1.1, eps=1e-3)
+@pytest.mark.parametrize("demodulate", [False, True])
+def test_options_reach_every_layer(demodulate):
+    options = dict(demodulate=demodulate, negative_slope=0.3, gain=1.1, eps=0.2)
     stack = randomized(FusedModFCStack([I, 8, O], S, bias=False, noise=False, **options))
     assert all(layer.bias is None and layer.noise_strength is None for layer in stack.layers)
     x, style = double(B, P, I), double(B, S)

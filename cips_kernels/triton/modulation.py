@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..packing import Packing
+from ..packing import Packing, zero_gaps
 from .config import next_power_of_2
 from .modulate import modulate_bwd_kernel, modulate_fwd_kernel, modulate_style_sum_kernel
 
@@ -43,6 +43,7 @@ def modulate(weights: Tensor, styles: Tensor, packing: Packing, dtype: torch.dty
     modulate_fwd_kernel[(lines.shape[0], packing.batch)](
         weights, styles, styles.stride(0), mods, lines, eps, ROWS=rows, BLOCK_I=block_i, num_warps=4
     )
+    zero_gaps(mods, packing)
     return mods
 
 

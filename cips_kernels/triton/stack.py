@@ -7,7 +7,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..packing import activation, activation_offsets
+from ..packing import activation, empty_activations
 from ..spec import Needs, StackGrads, StackInputs, StackSaved, StackSpec, empty_like_layout
 from . import layers, modulation
 from .modulation import modulate, modulate_backward
@@ -96,7 +96,7 @@ def forward(
     keep = spec.depth > 0 and (want_features or save)
     features = empty_like_layout(x, batch, spec.widths[-1], x.dtype) if keep else x.new_empty(0)
     if save:
-        activations = x.new_empty(activation_offsets(spec.widths, batch, pixels)[-1])
+        activations = empty_activations(x, spec.widths, batch, pixels)
         outputs = [activation(activations, spec.widths, batch, pixels, i) for i in range(spec.depth - 1)]
         _run_layers(inputs, spec, mods, [*outputs, features] if spec.depth else [], rgb, 0)
         return features, rgb, StackSaved(features, activations, flat_mods)

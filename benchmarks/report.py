@@ -1,0 +1,220 @@
+"""Tables of what was measured: in the terminal, and in the README.
+
+`python benchmarks/report.py` prints the README's tables from the results files and writes them between the
+README's two markers; with `--check` it writes nothing and exits with 1 where they differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import plot
+from cases import BASELINE, MODES
+from machine import RESULTS, ROOT, source_digest
+
+START, END = "<!-- benchmark:start -->", "<!-- benchmark:end -->"
+README = ROOT / "README.md"
+_TITLES = {
+    "grouped_conv": "grouped convolution, eager",
+    "grouped_conv_compiled": "grouped convolution, `torch.compile`",
+    "bmm": "hand-written `bmm`, eager",
+    "bmm_compiled": "hand-written `bmm`, `torch.compile`",
+    "bmm_autotuned": "hand-written `bmm`, `torch.compile` with max-autotune",
+}
+
+
+def load(folder: Path = RESULTS) -> list[dict]:
+    """Every results file of a folder, GPUs first, each with its file name under `file`."""
+    found = [json.loads(path.read_text()) | {"file": path.name} for path in sorted(folder.glob("*.json"))]
+    return sorted(found, key=lambda r: (r["cuda"] is None, r["device"]))
+
+
+def group_key(row: dict) -> tuple:
+    """What rows must share to be compared."""
+    return tuple(row[key] for key in ("case", "dtype", "batch", "height", "width", "mode"))
+
+
+def baselines(rows: Iterable[dict]) -> dict[tuple, float]:
+    """Milliseconds of the compiled hand-written formulation, by group."""
+    return {group_key(row): row["ms"] for row in rows if row["provider"] == BASELINE and row["ok"]}
+
+
+def _format(value: float | None, pattern: str) -> str:
+    return "-" if value is None else format(value, pattern)
+
+
+def _time(ms: float | None) -> str:
+    return "-" if ms is None else f"{ms:.3g}" if ms < 10 else f"{ms:.1f}" if ms < 1000 else f"{ms:.0f}"
+
+
+def _align(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def terminal(rows: Sequence[dict]) -> str:
+    """Aligned text, one block for each case, size and mode; a provider that failed shows why and no time."""
+    base = baselines(rows)
+    blocks: list[str] = []
+    for key in dict.fromkeys(group_key(row) for row in rows):
+        case, dtype, batch, height, width, mode = key
+        ratio = f"x {BASELINE}"
+        head = (
+            "provider",
+            "ms",
+            "ms/image",
+            "TFLOP/s",
+            "of ceiling",
+            ratio,
+            "peak MB",
+            "error",
+            "eager error",
+        )
+        table, failures = [head], []
+        for row in (r for r in rows if group_key(r) == key):
+            if not row["ok"]:
+                failures.append(f"  {row['provider']}: FAILED, not timed. {row['reason']}")
+                continue
+            table.append((
+                row["provider"],
+                _time(row["ms"]),
+                _time(row["ms"] / batch),
+                _format(row["tflops"], ".3g"),
+                _format(row["of_ceiling"], ".0%"),
+                _format(row["ms"] / base[key] if key in base else None, ".2f"),
+                _format(row["peak_mb"], ".0f"),
+                _format(row["error"], ".1e"),
+                _format(row["error_eager"], ".1e"),
+            ))  # fmt: skip
+        lines = [f"{case}, {mode}, {dtype}, {batch} x {height}x{width}"]
+        if len(table) > 1:
+            text = _align(table)
+            lines += ["  " + text[0], "  " + "-" * len(text[0]), *("  " + line for line in text[1:])]
+        blocks.append("\n".join(lines + failures))
+    return "\n\n".join(blocks)
+
+
+def ceilings_text(results: dict) -> str:
+    """Such as `matmul_bfloat16 729 TFLOP/s, copy 2880 GB/s`."""
+    return ", ".join(f"{name} {c['median']:.3g} {c['unit']}" for name, c in results["ceilings"].items())
+
+
+def _cell(row: dict | None, base: float | None) -> tuple[str, str, str]:
+    if row is None:
+        return "", "", ""
+    if not row["ok"]:
+        return "failed", "", ""
+    ratio = "" if base is None else f"{row['ms'] / base:.2f}x"
+    return _time(row["ms"] / row["batch"]), f"{row['of_ceiling']:.0%}", ratio
+
+
+def _title(provider: str) -> str:
+    name = provider.removesuffix("+graph")
+    title = _TITLES.get(name, f"**`{name}`**")
+    return title if name == provider else f"{title}, in a CUDA graph"
+
+
+def markdown(results: dict) -> str:
+    """One device's table of the whole stack: a line for each batch and provider that passed in some mode."""
+    rows = [row for row in results["rows"] if row["case"] == "stack"]
+    if not rows:
+        return ""
+    base = baselines(rows)
+    found = {(group_key(row)[:-1], row["provider"], row["mode"]): row for row in rows}
+    clock = f", CUDA {results['cuda']}, driver {results['driver']}" if results["cuda"] else ""
+    lines = [
+        f"**{results['device']}**, torch {results['torch']}{clock}, {results['date'][:10]}; "
+        f"ceilings in the same run: {ceilings_text(results)}.",
+        "",
+        "| dtype, images | provider "
+        + "".join(f"| {mode}, ms/image | of ceiling | ratio " for mode in MODES)
+        + "| peak MB | error | eager error |",
+        "|---" * 11 + "|",
+    ]
+    for place, provider in dict.fromkeys((group_key(row)[:-1], row["provider"]) for row in rows):
+        pair = [found.get((place, provider, mode)) for mode in MODES]
+        if not any(row and row["ok"] for row in pair):
+            continue
+        _, dtype, batch, height, width = place
+        cells = [cell for row, mode in zip(pair, MODES) for cell in _cell(row, base.get((*place, mode)))]
+        last = next(row for row in (*pair[::-1],) if row and row["ok"])
+        peak = " / ".join(_format(row["peak_mb"], ".0f") for row in pair if row and row["ok"])
+        lines.append(
+            f"| {dtype}, {batch} x {height}x{width} | {_title(provider)} | "
+            + " | ".join(cells)
+            + f" | {peak} | {last['error']:.1e} | {last['error_eager']:.1e} |"
+        )
+    return "\n".join(lines)
+
+
+def readme_section(folder: Path = RESULTS) -> str:
+    """What stands between the README's markers."""
+    tables = [text for text in (markdown(results) for results in load(folder)) if text]
+    note = (
+        f"Time, share of the matrix-product ceiling and ratio to {_TITLES[BASELINE]} of the same run; peak "
+        "memory beyond the inputs, forward / forward+backward; error against the float64 oracle, worst of "
+        "output and gradients, beside that of the eager formulation in the same dtype. Written by "
+        "`python benchmarks/report.py` from `benchmarks/results/`."
+    )
+    return (
+        "\n\n".join([*tables, note])
+        if tables
+        else "Nothing measured yet: `python benchmarks/modfc_bench.py`."
+    )
+
+
+def insert(readme: str, section: str) -> str:
+    """The README with the section between its markers.
+
+    Raises:
+        ValueError: the markers are missing or out of order.
+    """
+    start, end = readme.find(START), readme.find(END)
+    if start < 0 or end < start:
+        raise ValueError(f"readme: expected the markers {START} and {END}, in this order")
+    return readme[: start + len(START)] + "\n" + section + "\n" + readme[end:]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description="README tables from benchmarks/results")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of results files")
+    parser.add_argument("--readme", type=Path, default=README, help="file to write the tables into")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit with 1 if the tables differ"
+    )
+    parser.add_argument("--plots", action="store_true", help="draw the pictures, too (a GPU machine may not)")
+    chosen = parser.parse_args(arguments)
+    if chosen.plots:
+        for results in load(chosen.results):
+            picture = (chosen.results / results["file"]).with_suffix(".png")
+            reason = plot.draw(results, picture)
+            print(f"{picture} written" if reason is None else f"no plot: {reason}", file=sys.stderr)
+    section = readme_section(chosen.results)
+    print(section)
+    for results in load(chosen.results):
+        if results["source_digest"] != source_digest():
+            print(f"note: {results['file']} was measured with other sources than these", file=sys.stderr)
+    if not chosen.readme.exists():
+        print(f"{chosen.readme} does not exist: nothing written", file=sys.stderr)
+        return 1 if chosen.check else 0
+    text = chosen.readme.read_text(encoding="utf-8")
+    wanted = insert(text, section)
+    if chosen.check:
+        return 0 if wanted == text else 1
+    if wanted != text:
+        chosen.readme.write_text(wanted, encoding="utf-8")
+        print(f"{chosen.readme} updated", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
