@@ -10,8 +10,6 @@ time is taken.
 
 from __future__ import annotations
 
-import os
-
 import environment
 
 if __name__ == "__main__":  # before torch is imported, and only for a process of its own
@@ -41,7 +39,6 @@ from measure import Clock
 from runner import SPENT, Budget, Group, Options, Outcome, call_of, release
 
 GPU_BUDGET, CPU_BUDGET = 300.0, 140.0  # seconds, the last group's end not counted
-_MANY_CORES = 8
 
 
 def parser() -> argparse.ArgumentParser:
@@ -228,13 +225,10 @@ def setup(
     _one_of("--providers", names, providers.NAMES)
     _one_of("--modes", chosen.modes or (), MODES)
     outcome = Outcome()
-    if chosen.providers is None:
-        dropped = [name for name in names if name.endswith("_compiled")] if chosen.quick else []
-        if not cuda and not chosen.quick and (os.cpu_count() or 1) < _MANY_CORES:
-            dropped = ["grouped_conv_compiled"]
-        for name in dropped:
+    if chosen.providers is None and chosen.quick:
+        for name in [name for name in names if name in providers.COMPILED]:
             names.remove(name)
-            outcome.leave_out(None, "not compiled by default here, for time (name it in --providers)", name)
+            outcome.leave_out(None, "nothing is compiled with --quick unless named in --providers", name)
     options = Options(
         device=device,
         providers=names,

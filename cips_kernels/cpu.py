@@ -137,12 +137,14 @@ class _Stack:
         return self.inputs.x.new_zeros((rows, _round_up(columns)), dtype=dtype)[:, :columns]
 
     def new_tile(self, channels: int) -> Tensor:
-        """Zeros `[tile, channels or more]`."""
-        if is_channel_major(self.inputs.x):
-            # never a power of two from channel to channel, which would be few sets of the cache
-            shape = (channels, _round_up(self.tile) + _PAD)
-            return self.inputs.x.new_zeros(shape, dtype=self.dtype)[:, : self.tile].t()
-        return self.inputs.x.new_zeros((self.tile, _round_up(channels)), dtype=self.dtype)
+        """Uninitialised `[tile, channels or more]`; `clear` it before an image."""
+        x, channels = self.inputs.x, _round_up(channels)
+        if not is_channel_major(x):
+            return x.new_empty((self.tile, channels), dtype=self.dtype)
+        # never a power of two from channel to channel, which would be few sets of the cache
+        padded = x.new_empty((channels, _round_up(self.tile) + _PAD), dtype=self.dtype)
+        padded[:, self.tile :].zero_()
+        return padded[:, : self.tile].t()
 
     def tiles(self) -> Iterator[slice]:
         """The pixels of each tile."""
@@ -159,7 +161,10 @@ class _Stack:
             if level.layer is not None:
                 v, scale = self.modulated(level.layer, image)
                 rows = level.matrix[: level.outs]
-                rows[:, : level.ins] = v.mul_(scale * self.spec.gain)
+                if v.dtype == self.dtype:
+                    torch.mul(v, scale * self.spec.gain, out=rows[:, : level.ins])
+                else:
+                    rows[:, : level.ins] = v.mul_(scale * self.spec.gain)
                 rows[:, level.ins] = self.packing.bias(self.gained_biases, level.layer)
                 if self.inputs.has_noise:
                     rows[:, level.ins + 1] = self.gained_strengths[number]
@@ -199,8 +204,8 @@ class _Stack:
 
 
 def _clear(tile: Tensor, widths: tuple[int, ...]) -> None:
-    """Zero what an image may leave behind the columns of later inputs in a tile that held `widths`. oneDNN's AMX product
-    reads up to 31 numbers past the end of a row, times zero: harmless unless another image left inf or NaN there."""
+    """Zero what a tile for `widths` channels may hold past the end of a row. oneDNN's AMX product reads up to 31 numbers
+    there and multiplies them by zero: harmless unless fresh memory, or another image, has inf or NaN there."""
     tile[:, min(widths) :].zero_()
 
 
@@ -262,6 +267,7 @@ def forward(
     plans = {size: _steps(stack, buffers, size) for size in {p.stop - p.start for p in stack.tiles()}}
     for image in range(batch):
         stack.modulate(image)
+        _clear(buffers[0], spec.widths[:1])
         for buffer in buffers[1:3]:
             _clear(buffer, spec.widths[1:])
         for pixels in stack.tiles():

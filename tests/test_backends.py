@@ -83,11 +83,13 @@ def test_order_on_a_cuda_device(serving):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         serving(cuda=None, triton=None)
-        assert resolve("auto", CUDA, FLOAT) == "cuda"
-        assert resolve("auto", CUDA, torch.bfloat16) == "cuda"
+        assert resolve("auto", CUDA, FLOAT) == "triton"
+        assert resolve("auto", CUDA, torch.bfloat16) == "triton"
         assert resolve("reference", CUDA, FLOAT) == "reference"
-    serving(cuda="no extension")
+    serving(cuda="no extension", triton=None)
     assert resolve("auto", CUDA, torch.float16) == "triton"
+    serving(cuda=None, triton="turned off")
+    assert resolve("auto", CUDA, torch.float16) == "cuda"
 
 
 def test_order_elsewhere(serving):

@@ -366,7 +366,6 @@ def test_the_same_bits_every_run(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("widths", [(16, 32, 12, 60), (16, 60, 12, 32)])
 def test_an_image_of_nan_leaves_the_others_alone(monkeypatch, widths, dtype):
     # products of fewer rows do not use the kernel that reads past the end of a row
