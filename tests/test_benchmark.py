@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -197,6 +198,9 @@ def test_entries_take_turns_and_percentiles_are_ordered() -> None:
     order.clear()
     measure.take_turns(entries, clock, rounds=9, least=2, seconds=0, progress=lambda steps: steps)
     assert "".join(order) in ("ab", "abab"), "time is up"
+    slept = measure.Entry("", lambda: time.sleep(0.02), calls=2, repeats=3)
+    measure.take_turns([slept], clock, rounds=1, least=1, seconds=60, progress=lambda steps: steps)
+    assert 10.0 <= slept.samples[0] < 20.0, "one call of 20 ms does it twice, whatever the repeats"
     entry = measure.Entry("", lambda: None, samples=[4.0, 1.0, 3.0, 2.0, 5.0])
     assert (entry.percentile(0.2), entry.median, entry.percentile(0.8)) == (1.8, 3.0, 4.2)
 
