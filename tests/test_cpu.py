@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cips_kernels import cpu, functional, noise, packing, reference
+from cips_kernels import cpu, cpu_plan, functional, packing, reference
 from cips_kernels.arguments import stack_call
 from cips_kernels.spec import Needs, StackGrads, StackInputs, StackSaved, StackSpec, is_channel_major
 from cips_kernels.testing import StackCase, poisoned_empty, random_stack, relative_error
@@ -35,8 +35,9 @@ EVERYTHING = Needs(x=True, weights=True, biases=True, noise=True)
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    """Tiles of TILE pixels, the last one smaller."""
-    monkeypatch.setattr(cpu, "tile_pixels", lambda spec, dtype, pixels: min(TILE, pixels))
+    """Tiles of TILE pixels, the last one smaller, and noise drawn for a few of them at once."""
+    monkeypatch.setattr(cpu_plan, "tile_pixels", lambda spec, dtype, pixels: min(TILE, pixels))
+    monkeypatch.setattr(cpu_plan, "_GRAIN", 64)
 
 
 def stack_of(case: StackCase, channel_major: bool = False, **spec_options) -> tuple[StackInputs, StackSpec]:
@@ -351,7 +352,7 @@ def test_the_tile_does_not_matter(monkeypatch, channel_major):
     case = random_stack((16, 24, 12), (0, 1), pixels=53, noise=9, dtype=torch.float64)
     whole = None
     for tile in (53, 1, 7, 32, 52):
-        monkeypatch.setattr(cpu, "tile_pixels", lambda spec, dtype, pixels, tile=tile: tile)
+        monkeypatch.setattr(cpu_plan, "tile_pixels", lambda spec, dtype, pixels, tile=tile: tile)
         results = everything(case, torch.float64, channel_major)
         whole = whole or results
         for got, want in zip(results, whole):
@@ -369,7 +370,7 @@ def test_the_same_bits_every_run(dtype):
 @pytest.mark.parametrize("widths", [(16, 32, 12, 60), (16, 60, 12, 32)])
 def test_an_image_of_nan_leaves_the_others_alone(monkeypatch, widths, dtype):
     # products of fewer rows do not use the kernel that reads past the end of a row
-    monkeypatch.setattr(cpu, "tile_pixels", lambda spec, dtype, pixels: 40)
+    monkeypatch.setattr(cpu_plan, "tile_pixels", lambda spec, dtype, pixels: 40)
     case = random_stack(widths, (0, 1), batch=2, pixels=85, noise=9, dtype=dtype)
     grads = random_grads(case, dtype)
     poisoned, poisoned_grads = case.x.clone(), [g.clone() for g in grads]
@@ -388,7 +389,7 @@ def test_an_image_of_nan_leaves_the_others_alone(monkeypatch, widths, dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_gradients_are_summed_over_tiles_in_float32(monkeypatch, dtype):
     """Sums of one sign over 256 tiles: in half precision the last tiles would not count."""
-    monkeypatch.setattr(cpu, "compute_dtype", lambda dtype: dtype)
+    monkeypatch.setattr(cpu_plan, "compute_dtype", lambda dtype: dtype)
     case = random_stack((8, 8, 8), (), batch=1, pixels=256 * TILE, noise="given", dtype=dtype)
     case = case.map(lambda name, t: t.abs())
     grads = torch.rand(1, 256 * TILE, 8, generator=torch.Generator().manual_seed(0)).to(dtype), None
@@ -419,7 +420,9 @@ class LiveBytes(TorchDispatchMode):
 
 @pytest.mark.parametrize("channel_major", [False, True])
 @pytest.mark.parametrize("shared", [False, True])
-def test_memory_of_inference_does_not_grow_with_pixels(shared, channel_major):
+def test_memory_of_inference_does_not_grow_with_pixels(monkeypatch, shared, channel_major):
+    monkeypatch.setattr(cpu_plan, "_GRAIN", 1)
+
     def workspace(module, pixels: int) -> int:
         case = random_stack((24, 16, 16, 16), (0, 2), batch=2, pixels=pixels, shared=shared, noise=3)
         inputs, spec = stack_of(case, channel_major)
@@ -434,93 +437,13 @@ def test_memory_of_inference_does_not_grow_with_pixels(shared, channel_major):
 # --- what fits the processor ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "capabilities, bfloat16, float16",
-    [
-        ({}, torch.float32, torch.float32),
-        ({"avx512_bf16": False, "amx_fp16": False}, torch.float32, torch.float32),
-        ({"avx512_bf16": True, "avx512_fp16": True}, torch.bfloat16, torch.float32),
-        ({"amx_bf16": True, "amx_fp16": True}, torch.bfloat16, torch.float16),
-        ({"architecture": "aarch64", "bf16": True, "fp16_arith": True}, torch.bfloat16, torch.float32),
-    ],
-)
-def test_half_precision_is_computed_where_the_processor_has_it(monkeypatch, capabilities, bfloat16, float16):
-    monkeypatch.setattr(cpu, "processor", lambda: capabilities)
-    assert cpu.compute_dtype(torch.bfloat16) == bfloat16 and cpu.compute_dtype(torch.float16) == float16
-    assert (
-        cpu.compute_dtype(torch.float32) == torch.float32
-        and cpu.compute_dtype(torch.float64) == torch.float64
-    )
-
-
 @pytest.mark.parametrize("native", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_both_ways_to_compute_half_precision(monkeypatch, dtype, native):
-    monkeypatch.setattr(cpu, "compute_dtype", lambda dtype: dtype if native else torch.float32)
+    monkeypatch.setattr(cpu_plan, "compute_dtype", lambda dtype: dtype if native else torch.float32)
     case = random_stack((16, 24, 24, 12), (0, 2), batch=2, pixels=2 * TILE + 3, skip=True, dtype=dtype)
     check_forward(case, dtype)
     check_backward(case, dtype)
     if not native:  # one rounding, that of the features, and none within the tile
         rgb = run_forward(cpu, case)[1][1]
         assert relative_error(rgb, run_forward(reference, case.cast(torch.float64))[1][1]) < 1e-5
-
-
-def test_tiles_fill_the_caches_evenly(monkeypatch):
-    monkeypatch.undo()
-    monkeypatch.setattr(cpu, "processor", lambda: {"l2_cache_size": 1 << 21})
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    _, spec = stack_of(random_stack((512,) * 4))
-    tile = cpu.tile_pixels(spec, torch.float32, 10**6)
-    assert tile * 512 * 4 == pytest.approx(2 * 2**21, rel=0.02)
-    assert cpu.tile_pixels(spec, torch.bfloat16, 10**6) == pytest.approx(2 * tile, rel=0.02)
-    for pixels in (1, 5, tile - 1, tile, tile + 1, 5 * tile // 2, 10 * tile + 7):
-        size = cpu.tile_pixels(spec, torch.float32, pixels)
-        count = -(-pixels // size)
-        assert 0 < size <= pixels and size < 1.5 * tile + 1
-        assert count * size - pixels < count, "tiles of even size"
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    assert cpu.tile_pixels(spec, torch.float32, 10**6) == pytest.approx(2 * tile, rel=0.02)
-    _, wide = stack_of(random_stack((2048, 2048)))
-    assert cpu.tile_pixels(wide, torch.float64, 10**6) >= 250
-
-
-# --- counter noise, many layers and a part of the pixels at once ----------------------------------------------------
-
-
-def plain_normal(seed: int, layer: int, image: int, c0: Tensor, c1: Tensor) -> Tensor:
-    """The formula of `noise` written plainly, every word masked, every counter broadcast first."""
-    mask = 0xFFFFFFFF
-    c0, c1, c2, c3 = (c + torch.zeros_like(c0) for c in (c0, c1, torch.tensor(image), torch.tensor(layer)))
-    k0, k1 = seed & mask, (seed >> 32) & mask
-    for _ in range(10):
-        a, b = c0 * 0xD2511F53, c2 * 0xCD9E8D57
-        c0, c1, c2, c3 = ((b >> 32) & mask) ^ c1 ^ k0, b & mask, ((a >> 32) & mask) ^ c3 ^ k1, a & mask
-        k0, k1 = (k0 + 0x9E3779B9) & mask, (k1 + 0xBB67AE85) & mask
-    radius = torch.sqrt(-2.0 * torch.log(((c0 >> 8).float() + 0.5) * 2.0**-24))
-    return radius * torch.cos((2.0 * torch.pi * 2.0**-24) * (c1 >> 8).float())
-
-
-@pytest.mark.parametrize("seed", [0, 7, -1, 2**63 - 1, -(2**63), 123456789012345])
-@pytest.mark.parametrize("first, pixels", [(0, 1), (0, 1000), (2**32 - 3, 7), (54321, 4097)])
-def test_noise_has_the_bits_of_the_plain_formula(seed, first, pixels):
-    c0, c1 = noise.pixel_counters(pixels, None, torch.device("cpu"), first)
-    layers = torch.arange(3, 8)[:, None]
-    block = noise.normal_at(torch.tensor(seed), c0, c1, torch.tensor(2), layers)
-    assert block.shape == (5, pixels)
-    for row, layer in zip(block, layers.flatten().tolist()):
-        assert torch.equal(row, plain_normal(seed, layer, 2, c0, c1))
-    if first == 0:
-        assert torch.equal(block[1], noise.normal(torch.tensor(seed), 4, 3, pixels)[2])
-
-
-def test_noise_of_coordinates_has_the_bits_of_the_plain_formula():
-    coords = torch.rand(2, 500, 2, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    bits = coords.view(torch.int32).long() & 0xFFFFFFFF
-    values = noise.normal(torch.tensor(99), 6, 2, 500, coords)
-    for image in range(2):
-        assert torch.equal(values[image], plain_normal(99, 6, image, bits[image, :, 0], bits[image, :, 1]))
-    counters = bits[1, :, 0].clone(), bits[1, :, 1].clone()
-    noise.normal_at(torch.tensor(99), *counters, torch.tensor(1), torch.tensor(6))
-    assert torch.equal(counters[0], bits[1, :, 0]) and torch.equal(counters[1], bits[1, :, 1]), (
-        "arguments are left as they are"
-    )

@@ -182,3 +182,45 @@ def test_on_a_gpu_as_on_the_cpu(keyed):
     here = noise.normal(seed, 5, 3, 600, coords)
     there = noise.normal(seed.cuda(), 5, 3, 600, None if coords is None else coords.cuda())
     torch.testing.assert_close(there.cpu(), here, rtol=1e-5, atol=1e-5)
+
+
+# --- counter noise, many layers and a part of the pixels at once ----------------------------------------------------
+
+
+def plain_normal(seed: int, layer: int, image: int, c0: Tensor, c1: Tensor) -> Tensor:
+    """The formula of `noise` written plainly, every word masked, every counter broadcast first."""
+    mask = 0xFFFFFFFF
+    c0, c1, c2, c3 = (c + torch.zeros_like(c0) for c in (c0, c1, torch.tensor(image), torch.tensor(layer)))
+    k0, k1 = seed & mask, (seed >> 32) & mask
+    for _ in range(10):
+        a, b = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = ((b >> 32) & mask) ^ c1 ^ k0, b & mask, ((a >> 32) & mask) ^ c3 ^ k1, a & mask
+        k0, k1 = (k0 + 0x9E3779B9) & mask, (k1 + 0xBB67AE85) & mask
+    radius = torch.sqrt(-2.0 * torch.log(((c0 >> 8).float() + 0.5) * 2.0**-24))
+    return radius * torch.cos((2.0 * torch.pi * 2.0**-24) * (c1 >> 8).float())
+
+
+@pytest.mark.parametrize("seed", [0, 7, -1, 2**63 - 1, -(2**63), 123456789012345])
+@pytest.mark.parametrize("first, pixels", [(0, 1), (0, 1000), (2**32 - 3, 7), (54321, 4097)])
+def test_noise_has_the_bits_of_the_plain_formula(seed, first, pixels):
+    c0, c1 = noise.pixel_counters(pixels, None, torch.device("cpu"), first)
+    layers = torch.arange(3, 8)[:, None]
+    block = noise.normal_at(torch.tensor(seed), c0, c1, torch.tensor(2), layers)
+    assert block.shape == (5, pixels)
+    for row, layer in zip(block, layers.flatten().tolist()):
+        assert torch.equal(row, plain_normal(seed, layer, 2, c0, c1))
+    if first == 0:
+        assert torch.equal(block[1], noise.normal(torch.tensor(seed), 4, 3, pixels)[2])
+
+
+def test_noise_of_coordinates_has_the_bits_of_the_plain_formula():
+    coords = torch.rand(2, 500, 2, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    bits = coords.view(torch.int32).long() & 0xFFFFFFFF
+    values = noise.normal(torch.tensor(99), 6, 2, 500, coords)
+    for image in range(2):
+        assert torch.equal(values[image], plain_normal(99, 6, image, bits[image, :, 0], bits[image, :, 1]))
+    counters = bits[1, :, 0].clone(), bits[1, :, 1].clone()
+    noise.normal_at(torch.tensor(99), *counters, torch.tensor(1), torch.tensor(6))
+    assert torch.equal(counters[0], bits[1, :, 0]) and torch.equal(counters[1], bits[1, :, 1]), (
+        "arguments are left as they are"
+    )

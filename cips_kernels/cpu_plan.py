@@ -1,0 +1,235 @@
+"""What the cpu backend computes with: the dtype and size of a tile, one image's matrices, and a tile's extra columns.
+
+A level is a layer and the ToRGBs that read the same input. For one image all it does to a pixel is one matrix,
+
+    A = [ g M   g b   g nu ]    O rows: the layer, its gain folded in, since g lrelu(y) = lrelu(g y) for g > 0
+        [   R     0      0 ]    C rows: the ToRGBs that read the layer's input, summed
+
+which acts on the input with two more columns, `X = [x, 1, n]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from .noise import normal_at, pixel_counters
+from .packing import Matrix
+from .spec import StackInputs, StackSpec, accumulation_dtype, is_channel_major
+
+_L2_BYTES = 1 << 20  # of a core, where torch does not tell
+_PAD = 32  # elements; rows of matrices and tiles are padded to a multiple of it
+_GRAIN = 1 << 15  # numbers below which torch's elementwise operations stay on one thread
+_SMALLEST_TILE, _LARGEST_TILE = 256, 16384  # pixels
+
+
+def _round_up(n: int) -> int:
+    return -(-n // _PAD) * _PAD
+
+
+def _padded(matrix: Tensor) -> Tensor:
+    """A matrix `[rows, columns]` of `Plan.new_matrices` with what pads its rows."""
+    return matrix.as_strided((matrix.shape[0], matrix.stride(0)), matrix.stride())
+
+
+# --- what fits the processor ----------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def processor() -> dict[str, int]:
+    """What torch knows of the processor's instructions and caches; little where it does not tell."""
+    tell = getattr(torch.cpu, "get_capabilities", None)
+    if tell is not None:
+        return dict(tell())
+    probes = {"avx512_bf16": "_is_avx512_bf16_supported", "amx_fp16": "_is_amx_fp16_supported"}
+    return {name: getattr(torch.cpu, probe, bool)() for name, probe in probes.items()}
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a tile's activations, for `x` of `dtype`.
+
+    float32 and float64 are computed as they are; bfloat16 where the processor multiplies it (AVX512-BF16, AMX, Arm's
+    bf16), float16 where it has AMX-FP16. Elsewhere both are computed in float32 and rounded where they leave the tile:
+    at least as fast there, and more exact.
+    """
+    fast = {
+        torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"),
+        torch.float16: ("amx_fp16",),
+    }.get(dtype)
+    if fast is None or any(processor().get(name) for name in fast):
+        return dtype
+    return torch.float32
+
+
+def tile_pixels(spec: StackSpec, dtype: torch.dtype, pixels: int) -> int:
+    """Pixels of a tile with activations of `dtype`: as many as make a layer's input, or its output, the size of the L2
+    caches of the threads, in tiles of even size.
+
+    A product costs some microseconds a call by itself, most of them for packing its weights, which larger tiles spread
+    over more pixels; tiles of twice this size are slower again, as are tiles of half. Measured with 15 layers of 512 on
+    two cores with 2 MB each: 1024 pixels a core in float32, 2048 in bfloat16.
+    """
+    mean_width = sum(spec.widths) / len(spec.widths)
+    cache = torch.get_num_threads() * (processor().get("l2_cache_size") or _L2_BYTES)
+    fitting = cache / (dtype.itemsize * mean_width)
+    count = max(1, round(pixels / min(max(fitting, _SMALLEST_TILE), _LARGEST_TILE)))
+    return -(-pixels // count)
+
+
+# --- matrices and tiles ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Level:
+    """A layer and the ToRGBs that read its input.
+
+    Attributes:
+        ins, outs: channels of the input and of the layer (0 at the last level, which has none).
+        layer: the layer's plan, or None.
+        rgbs: plans of the ToRGBs.
+        rows, columns: of `A`: `O + C` and `I + extra`; C is 0 where no ToRGB reads, extra where there is no layer.
+    """
+
+    ins: int
+    outs: int
+    layer: Matrix | None
+    rgbs: tuple[Matrix, ...]
+    rows: int
+    columns: int
+
+
+class Plan:
+    """Plan and workspace of one call.
+
+    Attributes:
+        dtype, wide: of a tile, and of sums over pixels.
+        tile: pixels of a tile; the last may have fewer.
+        extra: columns after the input, 2 with noise and 1 without.
+        levels: one more than there are layers, for the ToRGBs that read the last.
+        matrices: `A` of every level for one image.
+    """
+
+    def __init__(self, inputs: StackInputs, spec: StackSpec) -> None:
+        self.inputs, self.spec = inputs, spec
+        self.packing = spec.packing(inputs.batch)
+        self.dtype = compute_dtype(inputs.x.dtype)
+        self.wide = accumulation_dtype(inputs.x.dtype)
+        self.tile = tile_pixels(spec, self.dtype, inputs.pixels)
+        self.extra = 1 + inputs.has_noise
+        self._strip, self._strip_of = inputs.x.new_empty(0), (-1, -1)
+        self.gained_biases = inputs.biases * spec.gain
+        self.gained_strengths = inputs.noise_strengths * spec.gain
+        self.levels = [self._level(number) for number in range(spec.depth + 1)]
+        self.matrices = self.new_matrices(self.dtype)
+
+    def _level(self, number: int) -> Level:
+        ins = self.spec.widths[number]
+        layer = self.packing.layers[number] if number < self.spec.depth else None
+        outs = layer.out_features if layer is not None else 0
+        rgbs = tuple(self.packing.rgbs[k] for k in self.spec.rgbs_after(number - 1))
+        rows = outs + (self.spec.rgb_channels if rgbs else 0)
+        return Level(ins, outs, layer, rgbs, rows, ins + (self.extra if layer is not None else 0))
+
+    def new_matrices(self, dtype: torch.dtype) -> list[Tensor]:
+        """Uninitialised `[rows, columns]` of every level, each row padded. Where all pixels are one tile they lie in the
+        same place, since each is wanted once."""
+        widths = [_round_up(level.columns) for level in self.levels]
+        sizes = [level.rows * width for level, width in zip(self.levels, widths)]
+        starts = [
+            0 if self.tile >= self.inputs.pixels else sum(sizes[:number]) for number in range(len(sizes))
+        ]
+        memory = self.inputs.x.new_empty(max(map(sum, zip(starts, sizes))), dtype=dtype)
+        return [
+            memory.narrow(0, start, size).view(level.rows, width)[:, : level.columns]
+            for start, size, level, width in zip(starts, sizes, self.levels, widths)
+        ]
+
+    def modulate(self, number: int, image: int) -> None:
+        """Fill a level's matrix for one image: modulated in float32 (float64), rounded once."""
+        level, matrix = self.levels[number], self.matrices[number]
+        _padded(matrix)[:, level.ins :].zero_()
+        if level.layer is not None:
+            rows = matrix[: level.outs]
+            v, scale = self.modulated(level.layer, image, rows[:, : level.ins])
+            v.mul_(scale * self.spec.gain)
+            if v.dtype != self.dtype:
+                rows[:, : level.ins] = v
+            rows[:, level.ins] = self.packing.bias(self.gained_biases, level.layer)
+            if self.inputs.has_noise:
+                rows[:, level.ins + 1] = self.gained_strengths[number]
+        if level.rgbs:
+            parts = [v.mul_(scale) for v, scale in (self.modulated(rgb, image) for rgb in level.rgbs)]
+            matrix[level.outs :, : level.ins] = parts[0] if len(parts) == 1 else sum(parts)
+
+    def modulated(
+        self, matrix: Matrix, image: int, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | float]:
+        """`s W` `[O, I]` of one matrix for one image, in `out` if that has its dtype, and what makes it M: `c d` `[O, 1]`,
+        or `c` without demodulation."""
+        weight = self.packing.weight(self.inputs.weights, matrix)
+        style = self.packing.style(self.inputs.styles, matrix)[image]
+        v = torch.mul(weight, style, out=out if out is not None and out.dtype == weight.dtype else None)
+        if not matrix.demodulate:
+            return v, matrix.in_features**-0.5
+        # c d = c / sqrt(sum (c s W)^2 + eps), c^2 = 1 / I
+        norm = torch.linalg.vector_norm(v, dim=1, keepdim=True)
+        return v, norm.square_().add_(self.spec.eps * matrix.in_features).rsqrt_()
+
+    def tiles(self) -> Iterator[slice]:
+        """The pixels of each tile."""
+        for first in range(0, self.inputs.pixels, self.tile):
+            yield slice(first, min(first + self.tile, self.inputs.pixels))
+
+    def new_tile(self, channels: int) -> Tensor:
+        """Uninitialised `[tile, channels or more]` in the memory order of `x`; `clear` it before an image."""
+        x, channels = self.inputs.x, _round_up(channels)
+        if not is_channel_major(x):
+            return x.new_empty((self.tile, channels), dtype=self.dtype)
+        # never a power of two from channel to channel, which would be few sets of the cache
+        padded = x.new_empty((channels, _round_up(self.tile) + _PAD), dtype=self.dtype)
+        padded[:, self.tile :].zero_()
+        return padded[:, : self.tile].t()
+
+    def source(self, image: int, pixels: slice) -> Tensor:
+        """The stack's input `[T, I]` of one tile."""
+        return self.inputs.x[image if self.inputs.x.shape[0] > 1 else 0, pixels]
+
+    def extra_columns(self, image: int, pixels: slice, noise: bool = True) -> list[Tensor]:
+        """What follows the input of each layer in X for one tile: `[T, extra]`, ones and, unless it is off, the layer's
+        noise (zeros if not `noise`)."""
+        # drawn for several tiles at once: torch gives a thread no less than a grain of numbers
+        grains = min(torch.get_num_threads(), 8) * _GRAIN
+        tiles = max(1, grains // max(1, self.spec.depth * self.tile))
+        start = pixels.start - pixels.start % (tiles * self.tile)
+        if self._strip_of != (image, start):
+            stop = min(start + tiles * self.tile, self.inputs.pixels)
+            self._strip_of, self._strip = (image, start), self._extra_rows(image, slice(start, stop), noise)
+        strip = self._strip[:, :, pixels.start - start : pixels.stop - start]
+        return [rows.t() for rows in strip.unbind()]
+
+    def _extra_rows(self, image: int, pixels: slice, noise: bool) -> Tensor:
+        """`[L, extra, pixels]`: ones, and noise."""
+        inputs, depth, size = self.inputs, self.spec.depth, pixels.stop - pixels.start
+        rows = inputs.x.new_ones((depth, self.extra, size), dtype=self.dtype)
+        if inputs.has_noise and not noise:
+            rows[:, 1] = 0.0
+        elif inputs.noise is not None:
+            rows[:, 1] = inputs.noise[:, image, pixels]
+        elif inputs.seed is not None and depth:
+            coords = inputs.coords
+            if coords is not None:
+                coords = coords[pixels] if coords.dim() == 2 else coords[image, pixels]
+            c0, c1 = pixel_counters(size, coords, inputs.x.device, first=pixels.start)
+            layer = torch.arange(self.spec.first_layer, self.spec.first_layer + depth)[:, None]
+            rows[:, 1] = normal_at(inputs.seed, c0, c1, torch.tensor(image), layer)
+        return rows
+
+
+def clear(tile: Tensor, widths: tuple[int, ...]) -> None:
+    """Zero what a tile for `widths` channels may hold past the end of a row. oneDNN's AMX product reads up to 31 numbers
+    there and multiplies them by zero: harmless unless fresh memory, or another image, has inf or NaN there."""
+    tile[:, min(widths) :].zero_()
