@@ -41,12 +41,17 @@ def _padded(matrix: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1)
 def processor() -> dict[str, int]:
-    """What torch knows of the processor's instructions and caches; little where it does not tell."""
+    """What torch knows of the processor's instructions and caches; little where it does not tell. Without oneDNN it has
+    no fast products of half precision, whatever the processor's instructions."""
     tell = getattr(torch.cpu, "get_capabilities", None)
     if tell is not None:
-        return dict(tell())
-    probes = {"avx512_bf16": "_is_avx512_bf16_supported", "amx_fp16": "_is_amx_fp16_supported"}
-    return {name: getattr(torch.cpu, probe, bool)() for name, probe in probes.items()}
+        known = dict(tell())
+    else:
+        probes = {"avx512_bf16": "_is_avx512_bf16_supported", "amx_fp16": "_is_amx_fp16_supported"}
+        known = {name: getattr(torch.cpu, probe, bool)() for name, probe in probes.items()}
+    if torch.backends.mkldnn.is_available():
+        return known
+    return {name: value for name, value in known.items() if name.endswith("cache_size")}
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
