@@ -84,9 +84,9 @@ def forward(
     tiles = [first] + [pair[layer % 2] for layer in range(depth)]
     steps_of = {size: _steps(plan, tiles, size) for size in {p.stop - p.start for p in plan.tiles()}}
     for image in range(batch):
-        clear(first, spec.widths[:1])
+        clear(first)
         for tile in pair:
-            clear(tile, spec.widths[1:])
+            clear(tile)
         for pixels in plan.tiles():
             steps = steps_of[pixels.stop - pixels.start]
             columns = plan.extra_columns(image, pixels)
@@ -205,7 +205,7 @@ def backward(
     u_tiles = [plan.new_tile(max(spec.widths) + spec.rgb_channels) for _ in range(2)]
     for image in range(inputs.batch):
         for tile in (x_tile, *u_tiles):
-            clear(tile, spec.widths)
+            clear(tile)
         for pixels in plan.tiles():
             size = pixels.stop - pixels.start
             columns = plan.extra_columns(image, pixels, needs.noise)

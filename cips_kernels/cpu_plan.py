@@ -22,6 +22,7 @@ from .packing import Matrix
 from .spec import StackInputs, StackSpec, accumulation_dtype, is_channel_major
 
 _L2_BYTES = 1 << 20  # of a core, where torch does not tell
+_READ_PAST = 32  # rows or numbers past the end of an operand that a product may read, and multiply by zero
 _PAD = 32  # elements; rows of matrices and tiles are padded to a multiple of it
 _GRAIN = 1 << 15  # numbers below which torch's elementwise operations stay on one thread
 _SMALLEST_TILE, _LARGEST_TILE = 256, 16384  # pixels
@@ -140,14 +141,15 @@ class Plan:
         return Level(ins, outs, layer, rgbs, rows, ins + (self.extra if layer is not None else 0))
 
     def new_matrices(self, dtype: torch.dtype) -> list[Tensor]:
-        """Uninitialised `[rows, columns]` of every level, each row padded. Where all pixels are one tile they lie in the
+        """`[rows, columns]` of every level, each row padded, zeros in the padding and past the end. Where all pixels are one tile they lie in the
         same place, since each is wanted once."""
         widths = [_round_up(level.columns) for level in self.levels]
         sizes = [level.rows * width for level, width in zip(self.levels, widths)]
         starts = [
             0 if self.tile >= self.inputs.pixels else sum(sizes[:number]) for number in range(len(sizes))
         ]
-        memory = self.inputs.x.new_empty(max(map(sum, zip(starts, sizes))), dtype=dtype)
+        size = max(map(sum, zip(starts, sizes))) + _READ_PAST * max(widths)
+        memory = self.inputs.x.new_zeros(size, dtype=dtype)
         return [
             memory.narrow(0, start, size).view(level.rows, width)[:, : level.columns]
             for start, size, level, width in zip(starts, sizes, self.levels, widths)
@@ -190,14 +192,13 @@ class Plan:
             yield slice(first, min(first + self.tile, self.inputs.pixels))
 
     def new_tile(self, channels: int) -> Tensor:
-        """Uninitialised `[tile, channels or more]` in the memory order of `x`; `clear` it before an image."""
+        """Zeros `[tile, channels or more]` in the memory order of `x`; `clear` it before an image."""
         x, channels = self.inputs.x, _round_up(channels)
         if not is_channel_major(x):
-            return x.new_empty((self.tile, channels), dtype=self.dtype)
+            return x.new_zeros((self.tile + _READ_PAST, channels), dtype=self.dtype)[: self.tile]
         # never a power of two from channel to channel, which would be few sets of the cache
-        padded = x.new_empty((channels, _round_up(self.tile) + _PAD), dtype=self.dtype)
-        padded[:, self.tile :].zero_()
-        return padded[:, : self.tile].t()
+        padded = x.new_zeros((channels + _READ_PAST, _round_up(self.tile) + _PAD), dtype=self.dtype)
+        return padded[:channels, : self.tile].t()
 
     def source(self, image: int, pixels: slice) -> Tensor:
         """The stack's input `[T, I]` of one tile."""
@@ -234,7 +235,7 @@ class Plan:
         return rows
 
 
-def clear(tile: Tensor, widths: tuple[int, ...]) -> None:
-    """Zero what a tile for `widths` channels may hold past the end of a row. oneDNN's AMX product reads up to 31 numbers
-    there and multiplies them by zero: harmless unless fresh memory, or another image, has inf or NaN there."""
-    tile[:, min(widths) :].zero_()
+def clear(tile: Tensor) -> None:
+    """Zero a tile before an image. oneDNN's AMX product reads up to 31 numbers or rows past the end of an operand and
+    multiplies them by zero: harmless unless fresh memory, or another image, has inf or NaN there."""
+    tile.zero_()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cips_kernels import cpu_plan
+from cips_kernels import cpu_plan, functional
 from cips_kernels.spec import StackSpec
+from cips_kernels.testing import poisoned_empty, random_stack
 
 
 @pytest.mark.parametrize(
@@ -47,3 +48,15 @@ def test_tiles_fill_the_caches_evenly(monkeypatch):
     assert cpu_plan.tile_pixels(spec, torch.float32, 10**6) == pytest.approx(2 * tile, rel=0.02)
     wide = StackSpec((2048, 2048), ())
     assert cpu_plan.tile_pixels(wide, torch.float64, 10**6) >= 250
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_products_of_full_tiles_read_no_fresh_memory(dtype):
+    """Products of this size take oneDNN's blocked path, which reads past its operands; fresh memory is NaN here."""
+    case = random_stack((512,) + 3 * (512,), (0, 2), batch=1, pixels=4096, noise=None, dtype=dtype).leaves()
+    with poisoned_empty():
+        outputs = case.call(functional.modfc_stack, backend="cpu")
+        torch.autograd.backward(outputs, [torch.ones_like(out) for out in outputs])
+    for name, tensor in case.tensors().items():
+        if tensor.grad is not None:
+            assert torch.isfinite(tensor.grad).all(), name
