@@ -36,7 +36,7 @@ def counter_noise_kernel(
     """Noise of every layer, `[L, B, P]` float32: program (pixels of one image, layer).
 
     The layers' kernels would wait for these hundred dependent instructions in every tail (12% of a forward pass); here
-    they cost a thousandth of it, and four bytes a pixel and layer while the call lasts.
+    they cost half a percent of it, and four bytes a pixel and layer while the call lasts.
     """
     tiles_p = tl.cdiv(pixels, BLOCK_P)
     image, layer = tl.program_id(0) // tiles_p, tl.program_id(1)
