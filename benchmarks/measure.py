@@ -1,7 +1,7 @@
 """Clocks, rounds and memory.
 
 All entries of a group take turns, one sample each a round, so that a clock that drifts with heat or load hits
-all alike; the ceilings take turns with them. A sample is one call, or as many as fill a few milliseconds. On
+all alike; the ceilings take turns with them. Whose caches and heat an entry inherits changes from round to round. A sample is one call, or as many as fill a few milliseconds. On
 a GPU it is timed by events around the calls, after the device has gone idle: launches that the host cannot
 hide count, as they do in use.
 """
@@ -94,6 +94,18 @@ class Clock:
         return once * entry.repeats
 
 
+def order_of(count: int, number: int) -> list[int]:
+    """Who is sampled when in a round: rows of Williams' square, forwards and backwards for an odd count.
+
+    Over `count` rounds (an odd count: twice as many) each entry stands once (twice) in each place, and follows
+    each other one equally often. A plain rotation would leave everyone behind the same neighbour.
+    """
+    odd = count % 2
+    start = number // 2 if odd else number
+    zigzag = [(start + (i + 1) // 2 * (1 if i % 2 else -1)) % count for i in range(count)]
+    return zigzag[::-1] if odd and number % 2 else zigzag
+
+
 def take_turns(
     entries: Sequence[Entry],
     clock: Clock,
@@ -103,7 +115,7 @@ def take_turns(
     seconds: float,
     progress: Callable[[Iterable[int]], Iterable[int]],
 ) -> None:
-    """Sample every entry once a round.
+    """Sample every entry once a round, in an order that changes (see `order_of`).
 
     For `rounds` rounds or until `seconds` have passed, but `least` rounds at least; on a machine so busy or
     slow that those take four times `seconds`, a single round has to do.
@@ -116,7 +128,7 @@ def take_turns(
             taken = time.perf_counter() - start
             if taken > seconds and (done >= least or (done > 0 and taken > 4 * seconds)):
                 break
-            for entry in entries:
+            for entry in (entries[i] for i in order_of(len(entries), done)):
                 entry.samples.append(clock.time(entry.call, entry.repeats) / (entry.repeats * entry.calls))
     finally:
         if collecting:
