@@ -3,7 +3,8 @@
 `stack` is the paper's generator without its encodings: 1024 -> 512 and 14 times 512 -> 512, with 7 ToRGBs.
 Its input is `[1, P, 1024]`, since all images of a batch share one grid of coordinates; Fourier features fill
 the first half and a table of embeddings the second. `layer` is one 512 -> 512 layer, `modulate` only its
-weights. Everything is random, never zero: zeros hide unwritten outputs and draw less power.
+weights. A stack may have fewer layers of the same widths, where compiling fifteen would take the time that
+measuring needs. Everything is random, never zero: zeros hide unwritten outputs and draw less power.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 BASELINE = "bmm_compiled"  # the provider that all are compared with
+COMPILED = ("grouped_conv_compiled", "bmm_compiled", "bmm_autotuned")
+RIVALS = ("grouped_conv", "bmm", *COMPILED)  # what is not ours; see `providers.py`
 CASES = ("stack", "layer", "modulate")
 FORWARD = "forward"
 TRAINING = "forward+backward"
@@ -52,12 +55,18 @@ class Case:
         return self.height * self.width
 
     @property
+    def layers(self) -> int:
+        """How many there are, ToRGBs left out."""
+        return len(self.widths) - 1
+
+    @property
     def dtype_name(self) -> str:
         """Such as `bfloat16`."""
         return str(self.dtype).removeprefix("torch.")
 
     def __str__(self) -> str:
-        return f"{self.name}, {self.dtype_name}, {self.batch} x {self.height}x{self.width}"
+        name = f"{self.name} of {self.layers}" if self.name == "stack" else self.name
+        return f"{name}, {self.dtype_name}, {self.batch} x {self.height}x{self.width}"
 
     @property
     def weights(self) -> int:
@@ -142,7 +151,14 @@ class Problem:
 
 
 def make_case(
-    name: str, *, batch: int, height: int, width: int, dtype: torch.dtype, channels: int = 512
+    name: str,
+    *,
+    batch: int,
+    height: int,
+    width: int,
+    dtype: torch.dtype,
+    channels: int = 512,
+    layers: int = DEPTH,
 ) -> Case:
     """A case by name.
 
@@ -151,15 +167,18 @@ def make_case(
         batch, height, width: images and their size in pixels.
         dtype: compute dtype.
         channels: width of the layers; the stack's input has twice as many.
+        layers: of the stack, an odd number: a ToRGB reads every second one from the third on, the last too.
     """
     if name not in CASES:
         raise ValueError(f"case: expected one of {', '.join(CASES)}, got {name!r}")
     for argument, value in (("batch", batch), ("height", height), ("width", width), ("channels", channels)):
         if value < 1:
             raise ValueError(f"{argument}: expected a positive number, got {value}")
+    if layers < 3 or layers % 2 == 0:
+        raise ValueError(f"layers: expected an odd number from 3 on, got {layers}")
     if name == "stack":
-        widths = (2 * channels,) + (channels,) * DEPTH
-        return Case(name, widths, tuple(range(2, DEPTH, 2)), batch, 1, height, width, dtype)
+        widths = (2 * channels,) + (channels,) * layers
+        return Case(name, widths, tuple(range(2, layers, 2)), batch, 1, height, width, dtype)
     return Case(name, (channels, channels), (), batch, batch, height, width, dtype)
 
 

@@ -55,6 +55,13 @@ def has_bf16(device: torch.device) -> bool:
     return bool(_BF16_FLAGS & set(flags.split()))
 
 
+def replace(path: Path, text: str) -> None:
+    """Write a file under a temporary name, then rename it: whoever reads it meanwhile finds it whole."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
 def cache_bytes(device: torch.device) -> int:
     """Size of a GPU's last cache, 0 on a CPU (whose cache the runs are not kept out of)."""
     if device.type != "cuda":

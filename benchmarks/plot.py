@@ -1,120 +1,202 @@
-"""A picture of a results file: each provider's rate on the whole stack, and the ceiling of the same run."""
+"""A picture of a results file: time relative to the best rival of each group, as an SVG.
+
+Written with the standard library alone, since whoever runs the benchmark has PyTorch and little else. Shorter
+bars are faster; the dashed line is the fastest formulation in PyTorch's own operators that passed its check.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from xml.sax.saxutils import escape, quoteattr
 
-from cases import MODES
+import machine
+from cases import COMPILED, DEPTH, MODES, RIVALS
 
-# Rivals in cool greys and blues, ours in warm colours; a captured graph is its provider's colour, hatched.
-_COLOURS = {
-    "grouped_conv": "#c3c9d1",
-    "grouped_conv_compiled": "#98a3b3",
-    "bmm": "#8fb6d9",
-    "bmm_compiled": "#3f7fb5",
-    "bmm_autotuned": "#2a5a85",
-    "reference": "#f3d9a4",
-    "cpu": "#e8743b",
-    "triton": "#f0a03c",
-    "cuda": "#d9412b",
-}
 _GRAPH = "+graph"
+_INK, _GREY, _GRID, _BAD = "#1f2328", "#656d76", "#e4e7eb", "#b42318"
+_FAMILIES = {
+    "PyTorch, eager": "#a9b4c0",
+    "PyTorch, torch.compile": "#4c7fb0",
+    "this package": "#dd6b2d",
+    "its oracle, eager": "#f2c9a5",
+}
+_MOST = 3.0  # of the best rival's time: longer bars are cut, and show that they are
+
+# pixels
+_MARGIN, _NAMES, _PLOT, _LABELS = 24, 176, 236, 128
+_BAR, _PITCH, _HEAD, _TICKS = 13, 19, 30, 26
 
 
-def _label(ms: float) -> str:
-    return f"{ms:.2f}" if ms < 10 else f"{ms:.0f}"
+def _family(provider: str) -> str:
+    eager, compiled, ours, oracle = _FAMILIES
+    name = provider.removesuffix(_GRAPH)
+    if name in RIVALS:
+        return compiled if name in COMPILED else eager
+    return oracle if name == "reference" else ours
+
+
+def _place(row: dict) -> tuple:
+    """What the bars of one group share, the mode left out."""
+    return (row["case"], row.get("layers", DEPTH), *(row[k] for k in ("dtype", "batch", "height", "width")))
+
+
+def best_rival(rows: Sequence[dict]) -> dict | None:
+    """The fastest of PyTorch's own that passed, or else the fastest of all; None where nobody passed."""
+    passed = [row for row in rows if row["ok"]]
+    rivals = [row for row in passed if row["provider"].removesuffix(_GRAPH) in RIVALS]
+    return min(rivals or passed, key=lambda row: row["ms"], default=None)
+
+
+def _time(ms: float) -> str:
+    digits = max(0, 2 - math.floor(math.log10(ms))) if ms > 0 else 0
+    return f"{ms:.{min(digits, 4)}f} ms"
+
+
+class _Sheet:
+    """Elements of the picture, in the order in which they are painted."""
+
+    def __init__(self) -> None:
+        self.parts: list[str] = []
+
+    def text(
+        self,
+        x: float,
+        y: float,
+        content: str,
+        size: float = 12,
+        fill: str = _INK,
+        then: str = "",
+        **more: object,
+    ) -> None:
+        """A line of text; `then` goes on with it, smaller and in grey."""
+        attributes = "".join(f" {k.replace('_', '-')}={quoteattr(str(v))}" for k, v in more.items())
+        rest = (
+            f'<tspan font-size="12" font-weight="400" fill="{_GREY}">{escape(then)}</tspan>' if then else ""
+        )
+        self.parts.append(
+            f'<text x="{x:.2f}" y="{y:g}" font-size="{size:g}" fill="{fill}"{attributes}>{escape(content)}{rest}</text>'
+        )
+
+    def rectangle(self, x: float, y: float, width: float, height: float, fill: str, kind: str = "") -> None:
+        named = f' class="{kind}"' if kind else ""
+        self.parts.append(
+            f'<rect{named} x="{x:.2f}" y="{y:.2f}" width="{width:.2f}" height="{height:.2f}" fill="{fill}"/>'
+        )
+
+    def path(self, way: str, stroke: str, kind: str = "", width: float = 1, dash: str = "") -> None:
+        named = (f' class="{kind}"' if kind else "") + (f' stroke-dasharray="{dash}"' if dash else "")
+        self.parts.append(f'<path{named} d="{way}" stroke="{stroke}" stroke-width="{width:g}" fill="none"/>')
+
+
+def _bar(sheet: _Sheet, x: float, y: float, row: dict, base: float, scale: float) -> None:
+    """One provider in one mode: bar, whisker, milliseconds an image and ratio; or that it failed."""
+    middle = y + _BAR / 2
+    if not row["ok"]:
+        sheet.text(x + 5, middle + 4, "failed, not timed", 11, _BAD)
+        return
+    ratio, low, high = (row[key] / base for key in ("ms", "ms_p20", "ms_p80"))
+    length = min(ratio, _MOST) * scale
+    sheet.rectangle(x, y, length, _BAR, _FAMILIES[_family(row["provider"])], "bar")
+    end = x + length
+    if ratio > _MOST:
+        for back in (9, 14):  # cut off
+            sheet.path(f"M{end - back - 3:.2f} {y + _BAR + 1:g} l6 {-_BAR - 2}", "#ffffff", "cut", 2)
+    else:
+        left, right = x + low * scale, x + min(high, _MOST) * scale
+        cap = (
+            f" M{right:.2f} {middle - 3:g} v6" if high <= _MOST else ""
+        )  # none where it goes on beyond the axis
+        sheet.path(f"M{left:.2f} {middle:g} H{right:.2f} M{left:.2f} {middle - 3:g} v6{cap}", _INK, "whisker")
+        end = max(end, right)
+    times = f"{_time(row['ms'] / row['batch'])} · {ratio:.2f}×"
+    right = max(end, x + scale) + 6  # of the best rival's line, too
+    ours = _family(row["provider"]) == "this package"
+    sheet.text(right, middle + 4, times, 11, font_weight=600 if ours else 400)
+
+
+def _group(sheet: _Sheet, top: float, place: tuple, rows: Sequence[dict], modes: Sequence[str]) -> float:
+    """One case at one size, the modes beside each other; returns where the next one starts."""
+    case, layers, dtype, batch, height, width = place
+    title = f"{case} of {layers} layers" if case == "stack" else case
+    size = f" \u2002{dtype}, {batch} × {height}×{width}"
+    sheet.text(_MARGIN, top + 12, title, 13, then=size, font_weight=700)
+    first, names = top + _HEAD, list(dict.fromkeys(row["provider"] for row in rows))
+    bottom = first + _PITCH * len(names)
+    for i, name in enumerate(names):
+        shown = name.replace(_GRAPH, ", CUDA graph")
+        sheet.text(_MARGIN + _NAMES - 8, first + i * _PITCH + _BAR - 2, shown, 11, text_anchor="end")
+    scale = _PLOT / _MOST
+    for column, mode in enumerate(modes):
+        x = _MARGIN + _NAMES + column * (_PLOT + _LABELS)
+        members = [row for row in rows if row["mode"] == mode]
+        for tick in range(int(_MOST) + 1):
+            sheet.path(f"M{x + tick * scale:.2f} {first - 4:g} V{bottom:g}", _GREY if tick == 0 else _GRID)
+            sheet.text(x + tick * scale, bottom + 12, f"{tick}×", 10, _GREY, text_anchor="middle")
+        base = best_rival(members)
+        for row in members:
+            _bar(sheet, x, first + names.index(row["provider"]) * _PITCH, row, base and base["ms"], scale)
+        sheet.path(f"M{x + scale:.2f} {first - 6:g} V{bottom:g}", _INK, "best", 1, "4 3")
+    return bottom + _TICKS
+
+
+def _legend(sheet: _Sheet, y: float, families: Sequence[str]) -> None:
+    x = float(_MARGIN)
+    for family in families:
+        sheet.rectangle(x, y - 10, 12, 12, _FAMILIES[family])
+        sheet.text(x + 17, y, family, 12)
+        x += 32 + 6.6 * len(family)
+    sheet.path(f"M{x:g} {y - 4:g} h18 m-18 -3 v6 m18 -6 v6", _INK)
+    sheet.text(x + 24, y, "20th to 80th percentile", 12)
+    x += 178
+    sheet.path(f"M{x:g} {y - 11:g} v14", _INK, "", 1, "4 3")
+    sheet.text(x + 8, y, "best of PyTorch", 12)
+
+
+def _versions(results: dict) -> str:
+    """Such as `torch 2.11.0, triton 3.6.0, CUDA 13.0, driver 580.1, 2026-11-22`."""
+    known = {"CUDA": "cuda", "driver": "driver", "Python": "python", "threads": "threads"}
+    versions = [f"{name} {results[name]}" for name in ("torch", "triton") if results.get(name)]
+    versions += [f"{shown} {results[key]}" for shown, key in known.items() if results.get(key)]
+    return ", ".join([*versions, results["date"][:10]])
+
+
+def svg(results: dict) -> str:
+    """The picture's text."""
+    rows = results["rows"]
+    modes = [mode for mode in MODES if any(row["mode"] == mode for row in rows)]
+    width = 2 * _MARGIN + _NAMES + max(2, len(modes)) * (_PLOT + _LABELS)
+    present = {_family(row["provider"]) for row in rows}
+    sheet = _Sheet()
+    sheet.text(_MARGIN, 36, f"Modulated layers on {results['device']}", 18, font_weight=700)
+    explained = "Time relative to the best formulation in PyTorch's own operators; shorter is faster. "
+    sheet.text(_MARGIN, 58, explained + "Numbers: milliseconds an image, and the ratio.", 12, _GREY)
+    _legend(sheet, 84, [family for family in _FAMILIES if family in present])
+    for column, mode in enumerate(modes):
+        x = _MARGIN + _NAMES + column * (_PLOT + _LABELS)
+        sheet.text(x, 116, mode.replace("+", " + "), 13, font_weight=700)
+    y = 132.0
+    for place in dict.fromkeys(_place(row) for row in rows):
+        y = _group(sheet, y, place, [row for row in rows if _place(row) == place], modes)
+    samples = max((row.get("samples", 0) for row in rows if row["ok"]), default=0)
+    sheet.text(_MARGIN, y + 14, f"{results['device']}: {_versions(results)}", 11, _GREY)
+    note = f"Medians of up to {samples} rounds in which all take turns. Every bar passed the check against the float64 oracle."
+    sheet.text(_MARGIN, y + 31, note, 11, _GREY)
+    height = round(y + 48)
+    return "\n".join([
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
+        'role="img" font-family="Helvetica, Arial, \'Liberation Sans\', sans-serif">',
+        f"<title>{escape('Time of the modulated layers on ' + results['device'])}</title>",
+        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
+        *sheet.parts,
+        "</svg>\n",
+    ])  # fmt: skip
 
 
 def draw(results: dict, path: Path) -> str | None:
     """Write the picture; returns None, or why there is none."""
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-    except ImportError:
-        return "matplotlib is not installed (pip install matplotlib)"
-    rows = [row for row in results["rows"] if row["case"] == "stack" and row["ok"]]
-    case = "The paper's 15-layer stack"
-    if not rows:
-        rows = [row for row in results["rows"] if row["case"] == "layer" and row["ok"]]
-        case = "One layer"
-    if not rows:
-        return "no provider passed its check on the stack or the layer"
-    modes = [mode for mode in MODES if any(row["mode"] == mode for row in rows)]
-    groups = list(dict.fromkeys((row["dtype"], row["batch"], row["height"], row["width"]) for row in rows))
-    present = {row["provider"] for row in rows}
-    providers = [name + suffix for name in _COLOURS for suffix in ("", _GRAPH) if name + suffix in present]
-    width = 0.84 / len(providers)
-    figure, axes = pyplot.subplots(
-        len(modes),
-        1,
-        figsize=(max(7.0, 1.6 + 0.4 * len(groups) * len(providers)), 3.5 * len(modes)),
-        squeeze=False,
-    )
-    for axis, mode in zip(axes[:, 0], modes):
-        for g, group in enumerate(groups):
-            members = [
-                r
-                for r in rows
-                if (r["dtype"], r["batch"], r["height"], r["width"]) == group and r["mode"] == mode
-            ]
-            members.sort(key=lambda row: providers.index(row["provider"]))
-            for i, row in enumerate(members):
-                name = row["provider"]
-                centre = g + width * (i + 0.5 - len(members) / 2)
-                axis.bar(
-                    centre,
-                    row["tflops"],
-                    width * 0.92,
-                    color=_COLOURS.get(name.removesuffix(_GRAPH), "#777777"),
-                    hatch="///" if name.endswith(_GRAPH) else None,
-                    edgecolor="white",
-                    linewidth=0.4,
-                )
-                axis.annotate(
-                    _label(row["ms"] / row["batch"]),
-                    (centre, row["tflops"]),
-                    xytext=(0, 2),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize=7,
-                    color="#333333",
-                )
-            if members:
-                axis.hlines(
-                    members[0]["ceiling_rate"],
-                    g - 0.45,
-                    g + 0.45,
-                    colors="#222222",
-                    linestyles="--",
-                    linewidth=1,
-                )
-        axis.set_xticks(range(len(groups)), [f"{d}\n{b} x {h}x{w}" for d, b, h, w in groups])
-        axis.set_ylabel("TFLOP/s")
-        axis.set_ylim(0, max(row["ceiling_rate"] for row in rows if row["mode"] == mode) * 1.12)
-        axis.set_title(mode, loc="left", fontsize=10)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.yaxis.grid(True, color="#e6e6e6", linewidth=0.6)
-        axis.set_axisbelow(True)
-    handles = [
-        pyplot.Rectangle(
-            (0, 0), 1, 1, facecolor=_COLOURS.get(name.removesuffix(_GRAPH), "#777777"), edgecolor="white",
-            hatch="///" if name.endswith(_GRAPH) else None,
-        )
-        for name in providers
-    ]  # fmt: skip
-    handles.append(pyplot.Line2D([], [], color="#222222", linestyle="--", linewidth=1))
-    labels = [*providers, "large matrix product, same run"]
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=8, frameon=False
-    )
-    title = f"{case} on {results['device']}\nhigher is better; above the bars: milliseconds an image"
-    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
-    rows_of_legend = -(-len(labels) // 4)
-    figure.tight_layout(rect=(0, (0.1 + 0.22 * rows_of_legend) / figure.get_figheight(), 1, 1))
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=150)
-    pyplot.close(figure)
-    temporary.replace(path)
+    if not results["rows"]:
+        return "nothing was measured"
+    machine.replace(path, svg(results))
     return None

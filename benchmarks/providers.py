@@ -8,6 +8,7 @@ noise of the same law.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -152,9 +153,31 @@ RIVALS: dict[str, Callable[[str], Provider]] = {
         "bmm_autotuned", _compiled(_bmm_for_compiler, _modulate, "max-autotune-no-cudagraphs"), compiled=True
     ),
 }
-COMPILED = ("grouped_conv_compiled", "bmm_compiled", "bmm_autotuned")
 EXTRA = ("bmm_autotuned",)  # only where asked for by name: minutes of autotuning
 NAMES = (*RIVALS, *BACKENDS)
+
+
+def reason_of(error: Exception) -> str:
+    """One line for the report."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return "out of memory"
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}"[:300]
+
+
+@functools.cache
+def compiler_fault(device: torch.device) -> str | None:
+    """Why nothing can be compiled here (no C++ compiler, say), found by compiling one line; None where it can.
+
+    What the first compilation of a process costs beyond its own is paid here, and by no provider.
+    """
+    try:
+        torch.compile(lambda t: t.sin() + 1, dynamic=False, fullgraph=True)(torch.ones(64, device=device))
+    except Exception as error:
+        return f"torch.compile does not work here: {reason_of(error)}"
+    finally:
+        torch.compiler.reset()
+    return None
 
 
 def default_names(device: torch.device) -> tuple[str, ...]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import plot
-from cases import BASELINE, MODES
+from cases import BASELINE, DEPTH, MODES
 from machine import RESULTS, ROOT, source_digest
 
 START, END = "<!-- benchmark:start -->", "<!-- benchmark:end -->"
@@ -94,6 +95,8 @@ def terminal(rows: Sequence[dict]) -> str:
                 _format(row["error"], ".1e"),
                 _format(row["error_eager"], ".1e"),
             ))  # fmt: skip
+        if case == "stack":
+            case = f"stack of {next(r.get('layers', DEPTH) for r in rows if group_key(r) == key)}"
         lines = [f"{case}, {mode}, {dtype}, {batch} x {height}x{width}"]
         if len(table) > 1:
             text = _align(table)
@@ -155,9 +158,19 @@ def markdown(results: dict) -> str:
     return "\n".join(lines)
 
 
+def _picture(results: dict, folder: Path) -> str:
+    """The device's picture as the README shows it; nothing where there is none."""
+    path = (folder / results["file"]).with_suffix(".svg")
+    if not path.exists():
+        return ""
+    place = Path(os.path.relpath(path, ROOT)).as_posix()
+    return f"![Time of the modulated layers on {results['device']}]({place})"
+
+
 def readme_section(folder: Path = RESULTS) -> str:
     """What stands between the README's markers."""
-    tables = [text for text in (markdown(results) for results in load(folder)) if text]
+    shown = [f(results) for results in load(folder) for f in (lambda r: _picture(r, folder), markdown)]
+    tables = [text for text in shown if text]
     note = (
         f"Time, share of the matrix-product ceiling and ratio to {_TITLES[BASELINE]} of the same run; peak "
         "memory beyond the inputs, forward / forward+backward; error against the float64 oracle, worst of "
@@ -191,11 +204,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--check", action="store_true", help="write nothing; exit with 1 if the tables differ"
     )
-    parser.add_argument("--plots", action="store_true", help="draw the pictures, too (a GPU machine may not)")
+    parser.add_argument("--plots", action="store_true", help="draw the pictures, too")
     chosen = parser.parse_args(arguments)
     if chosen.plots:
         for results in load(chosen.results):
-            picture = (chosen.results / results["file"]).with_suffix(".png")
+            picture = (chosen.results / results["file"]).with_suffix(".svg")
             reason = plot.draw(results, picture)
             print(f"{picture} written" if reason is None else f"no plot: {reason}", file=sys.stderr)
     section = readme_section(chosen.results)

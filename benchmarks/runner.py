@@ -14,23 +14,19 @@ from functools import partial
 
 import torch
 
-from cases import BASELINE, FORWARD, MODES, Case, Problem, make_problem
+from cases import BASELINE, COMPILED, FORWARD, MODES, Case, Problem, make_problem
 from ceilings import COPY, MATMUL, Ceilings
 from checks import Checker, Verdict
 from cips_kernels.testing import relative_error
 from machine import cache_bytes
 from measure import Call, Clock, Entry, captured, peak_bytes, rotating, take_turns
-from providers import CHANNELS_LAST, COMPILED, PLANES, Provider, build
+from providers import CHANNELS_LAST, PLANES, Provider, build, compiler_fault, reason_of
 
 MIB = 2**20
 GRAPH = "+graph"
 SPENT = "the time budget is spent (--budget)"
 GRAPH_BELOW_MS = 8.0  # longer calls hide their launches anyway
-_COMPILE_SECONDS = {
-    "stack": 45.0,
-    "layer": 15.0,
-    "modulate": 8.0,
-}  # first guess, both modes; then what the last one took
+_COMPILE_SECONDS = 4.0  # a layer, both modes: the first guess, until one of the case was compiled
 
 
 @dataclass
@@ -45,13 +41,13 @@ class Budget:
         """Seconds left."""
         return self.seconds - (time.perf_counter() - self.started)
 
-    def compile_seconds(self, case: str) -> float:
+    def compile_seconds(self, case: Case) -> float:
         """What compiling a provider for a case will cost, as far as is known."""
-        return self.compiled.get(case, _COMPILE_SECONDS[case])
+        return self.compiled.get(case.name, _COMPILE_SECONDS * case.layers)
 
-    def allows_compiling(self, case: str, reserve: float = 0.0) -> bool:
-        """Whether it fits, with `reserve` and a tenth of the budget left for what comes after it."""
-        return self.left() > self.compile_seconds(case) + reserve + self.seconds / 10
+    def allows_compiling(self, case: Case, reserve: float = 0.0) -> bool:
+        """Whether it fits, with `reserve` and a twentieth of the budget left for what comes after it."""
+        return self.left() > self.compile_seconds(case) + reserve + self.seconds / 20
 
 
 @dataclass
@@ -66,9 +62,10 @@ class Options:
     least_rounds: int
     budget: Budget
     say: Callable[[str], None]
-    progress: Callable[[str], Callable[[Iterable[int]], Iterable[int]]]
+    progress: Callable[[str, Sequence], Iterable]
     seed: int = 0
     build: Callable[..., Provider] = build
+    compiler_fault: Callable[[torch.device], str | None] = compiler_fault
 
 
 @dataclass
@@ -122,14 +119,6 @@ def number_of_sets(case: Case, cache: int) -> int:
     return 1 if one >= cache else min(128, 2 * cache // one + 1)
 
 
-def reason_of(error: Exception) -> str:
-    """One line for the report."""
-    if isinstance(error, torch.cuda.OutOfMemoryError):
-        return "out of memory"
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}"[:300]
-
-
 def release(device: torch.device) -> None:
     """Give cached memory back, so that one provider's leftovers are not another's out-of-memory."""
     gc.collect()
@@ -164,13 +153,15 @@ class Group:
         # what needs no compiler first, then the baseline of all ratios, then what time is left for
         quick = [name for name in self.options.providers if name not in COMPILED]
         slow = sorted((n for n in self.options.providers if n in COMPILED), key=lambda name: name != BASELINE)
-        for name in quick:
-            self._prepare(name, planes, contenders, 0.0)
-            release(self.options.device)
-        kept = (time.perf_counter() - start) * followers  # about what timing them takes as well
-        for name in slow:
-            more = followers * self.options.budget.compile_seconds(self.case.name)
-            self._prepare(name, planes, contenders, kept + (0.0 if name == BASELINE else more))
+        kept = 0.0
+        for name in self.options.progress(f"{self.case}, checking", [*quick, *slow]):
+            if name in slow:
+                more = followers * self.options.budget.compile_seconds(self.case)
+                self._prepare(name, planes, contenders, kept + (0.0 if name == BASELINE else more))
+            else:
+                self._prepare(name, planes, contenders, 0.0)
+                # about what timing them takes as well
+                kept = (time.perf_counter() - start) * followers
             release(self.options.device)
         for mode, those in contenders.items():
             if those:
@@ -205,7 +196,7 @@ class Group:
                 call = call_of(provider, max(self.options.modes, key=MODES.index))
                 once = partial(call, provider.adapt(self.sets[0]))
                 once()
-                taken[planes] = min(self.clock.time(once) for _ in range(2))
+                taken[planes] = self.clock.time(once)
             except Exception as error:  # the check will meet and report it again
                 self.options.say(f"  grouped_conv, {planes}: {reason_of(error)}")
             once = None
@@ -218,14 +209,17 @@ class Group:
         options, case = self.options, self.case
         provider = options.build(name, options.device, case.dtype, planes)
         if provider.unavailable is not None:
-            self._leave_out(name, provider.unavailable)
+            self._leave_out(name, f"unavailable: {provider.unavailable}")
             return
         if options.budget.left() <= 0:
             self._leave_out(name, SPENT)
             return
-        if provider.compiled and not options.budget.allows_compiling(case.name, reserve):
-            expected = options.budget.compile_seconds(case.name)
+        if provider.compiled and not options.budget.allows_compiling(case, reserve):
+            expected = options.budget.compile_seconds(case)
             self._leave_out(name, f"compiling it (about {expected:.0f} s) does not fit the time budget")
+            return
+        if provider.compiled and (fault := options.compiler_fault(options.device)) is not None:
+            self._leave_out(name, f"unavailable: {fault}")
             return
         first_calls = 0.0
         for mode in options.modes:
@@ -296,14 +290,13 @@ class Group:
         ceilings = self.ceilings.entries(self.case.dtype)
         for entry in ceilings:
             entry.call()
-        title = f"{self.case.name} {self.case.dtype_name} B={self.case.batch} {mode}"
         take_turns(
             [*ceilings, *(c.entry for c in contenders)],
             self.clock,
             rounds=options.rounds,
             least=options.least_rounds,
             seconds=seconds,
-            progress=options.progress(title),
+            progress=partial(options.progress, f"{self.case}, {mode}"),
         )
         rates = self.ceilings.record(ceilings)
         for contender in contenders:
@@ -320,6 +313,7 @@ class Group:
             "height": case.height,
             "width": case.width,
             "channels": case.widths[-1],
+            "layers": case.layers,
         }
 
     def _row(self, mode: str, contender: Contender, rates: dict[str, float]) -> dict:

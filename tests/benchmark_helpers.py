@@ -24,8 +24,8 @@ from runner import Budget, Options  # noqa: E402
 CPU = torch.device("cpu")
 
 
-def small(name: str = "stack", dtype: torch.dtype = torch.float32, batch: int = 2):
-    return make_case(name, batch=batch, height=6, width=7, dtype=dtype, channels=32)
+def small(name: str = "stack", dtype: torch.dtype = torch.float32, batch: int = 2, layers: int = 15):
+    return make_case(name, batch=batch, height=6, width=7, dtype=dtype, channels=32, layers=layers)
 
 
 def options(names: list[str], build: Callable | None = None, said: list[str] | None = None) -> Options:
@@ -39,7 +39,8 @@ def options(names: list[str], build: Callable | None = None, said: list[str] | N
         least_rounds=2,
         budget=Budget(600.0),
         say=(said if said is not None else []).append,
-        progress=lambda title: lambda steps: steps,
+        progress=lambda title, steps: steps,
+        compiler_fault=lambda device: None,
     )
     return chosen if build is None else dataclasses.replace(chosen, build=build)
 

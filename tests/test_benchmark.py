@@ -6,6 +6,7 @@ Everything runs on the CPU with narrow layers and a few pixels; nothing here jud
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -26,7 +27,7 @@ import plot  # isort: skip
 import providers  # isort: skip
 import report  # isort: skip
 import rivals  # isort: skip
-from cases import CASES, FORWARD, MODES, TRAINING, make_case, make_problem  # isort: skip
+from cases import CASES, FORWARD, MODES, TRAINING, Case, make_case, make_problem  # isort: skip
 from runner import call_of  # isort: skip
 
 HEAD = ("device", "driver", "torch", "triton", "cuda", "commit", "source_digest", "date", "ceilings", "rows")
@@ -49,8 +50,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
     before = machine.source_digest()
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    files = sorted(path.name for path in folder.iterdir() if path.suffix != ".png")
-    assert files == [machine.slug(machine.device_name(CPU)) + ".json"], "one file, and no temporary one left"
+    stem = machine.slug(machine.device_name(CPU))
+    files = sorted(path.name for path in folder.iterdir())
+    assert files == [stem + ".json", stem + ".svg"], "a file and its picture, and no temporary one left"
     assert "x bmm_compiled" in done.stdout
     results = json.loads((folder / files[0]).read_text())
     assert results["source_digest"] in (before, machine.source_digest())  # someone may be editing
@@ -74,7 +76,8 @@ def test_results_hold_every_row_with_its_numbers(written) -> None:
         assert row["ok"]
         assert 0 < row["ms_p20"] <= row["ms"] <= row["ms_p80"]
         assert 0 < row["error"] <= 2 * row["error_eager"] < 1e-4
-        case = make_case(row["case"], batch=2, height=6, width=7, dtype=torch.float32, channels=32)
+        case = make_case(row["case"], batch=2, height=6, width=7, dtype=torch.float32, channels=32, layers=3)
+        assert row["layers"] == case.layers
         assert row["tflops"] == pytest.approx(case.flops(row["mode"]) / row["ms"] * 1e-9)
         moved = (
             case.bytes_moved(row["mode"]) / row["ms"] * 1e-6 if row["ceiling"] == "copy" else row["tflops"]
@@ -92,15 +95,53 @@ def test_what_is_not_compiled_is_said(written) -> None:
     assert all(item["reason"] for item in results["left_out"])
 
 
-def test_plot_is_written_or_its_absence_explained(written) -> None:
+def test_picture_is_that_of_the_results(written) -> None:
     results, folder = written
-    picture = folder / "again.png"
-    reason = plot.draw(results, picture)
-    if reason is None:
-        assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-        assert (folder / (machine.slug(results["device"]) + ".png")).exists()
-    else:
-        assert "matplotlib" in reason and not picture.exists()
+    picture = folder / (machine.slug(results["device"]) + ".svg")
+    assert picture.read_text(encoding="utf-8") == plot.svg(results)
+    assert picture.name in report.readme_section(folder)
+
+
+def _planned(monkeypatch: pytest.MonkeyPatch, *arguments: str, rate: float = 1.0) -> list[Case]:
+    monkeypatch.setattr(modfc_bench, "eager_rate", lambda device: rate)
+    monkeypatch.setattr(machine, "has_bf16", lambda device: True)
+    return modfc_bench.plan(modfc_bench.parser().parse_args(arguments), CPU)
+
+
+def test_a_cpu_runs_every_case_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paper's widths through few layers; what matters most first, each case before its second dtype."""
+    cases = _planned(monkeypatch)
+    named = [(case.name, case.dtype) for case in cases]
+    assert named == [*((name, torch.float32) for name in CASES), ("stack", torch.bfloat16)]
+    assert cases[0].widths == (1024, 512, 512, 512) and cases[0].rgb_after == (2,)
+    assert {(case.height, case.width) for case in cases} == {(48, 48)}
+    assert _planned(monkeypatch, rate=0.0)[0].pixels < cases[0].pixels, "a slow one must end in time, too"
+    assert len(_planned(monkeypatch, "--dtype", "float32,bfloat16")) == 2 * len(CASES)
+    assert _planned(monkeypatch, "--layers", "15")[0].layers == 15
+    assert {"grouped_conv_compiled", "bmm_compiled", "reference", "cpu"} <= set(providers.default_names(CPU))
+
+
+def test_without_a_compiler_the_rest_is_timed(tmp_path: Path) -> None:
+    """Whoever needs it is unavailable, and the reason is told; that is no fault of the program's."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "modfc_bench.py"), "--device", "cpu", "--no-plot"]
+    command += ["--cases", "layer", "--size", "6x7", "--channels", "32", "--dtype", "float32"]
+    command += ["--providers", "bmm,bmm_compiled,grouped_conv_compiled", "--out", str(tmp_path)]
+    variables = {"CXX": str(tmp_path / "no-compiler"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, timeout=300, env=os.environ | variables
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads(next(tmp_path.glob("*.json")).read_text())
+    assert {row["provider"] for row in results["rows"]} == {"bmm"} and all(
+        row["ok"] for row in results["rows"]
+    )
+    reasons = {item["provider"]: item["reason"] for item in results["left_out"]}
+    assert set(reasons) == {"bmm_compiled", "grouped_conv_compiled"}
+    for reason in reasons.values():
+        assert (
+            reason.startswith("unavailable: torch.compile does not work here") and "compiler found" in reason
+        )
+        assert reason in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -114,6 +155,7 @@ def test_plot_is_written_or_its_absence_explained(written) -> None:
         ("--dtype", "int8"),
         ("--device", "tpu"),
         ("--channels", "0"),
+        ("--layers", "4"),
     ],
 )
 def test_bad_argument_is_named(argument: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -149,7 +191,7 @@ def test_reported_error_is_that_of_the_output(written) -> None:
     row = next(
         r for r in results["rows"] if (r["case"], r["provider"], r["mode"]) == ("stack", "bmm", FORWARD)
     )
-    problem = make_problem(small(), CPU, 0)
+    problem = make_problem(small(layers=row["layers"]), CPU, 0)
     noise = None if row["worst"].endswith("off") else problem.noise
     exact = written_out(problem, noise)
     output = providers.build("bmm", CPU, torch.float32).function(problem, noise).detach().double()
