@@ -161,6 +161,19 @@ def test_a_folder_too_large_for_the_device_travels_by_batch(tmp_path, monkeypatc
     assert torch.equal(source.images(np.array([2, 0])), expected)
 
 
+@pytest.mark.parametrize("name", ["cpu", "cpu:0", "meta", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_folder_that_lies_on_the_device_stays_there(tmp_path, monkeypatch, name):
+    """A device has names with and without its number; whichever is given, nothing is pinned or moved for a batch."""
+    noise_image(8, 8).save(tmp_path / "0.png")
+    source = ImageFolder(tmp_path, 8).to(name)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda *_: pytest.fail("pinned what is on the device already"))
+    assert source._device == source.pixels.device == torch.empty(0, device=name).device
+    images = source.images(np.array([0, 0]))
+    assert images.device == source.pixels.device
+    if images.device.type != "meta":
+        assert torch.equal(images, source.pixels[[0, 0]])
+
+
 class Numbers(ImageSource):
     """Image k is filled with k, its left column with 255."""
 

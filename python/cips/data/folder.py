@@ -91,6 +91,7 @@ class ImageFolder(ImageSource):
         self._device = torch.device(device)
         if self.pixels.numel() <= DEVICE_BYTES:
             self.pixels = self.pixels.to(self._device)
+            self._device = self.pixels.device  # with its number: "cuda" alone never equals it
         return self
 
     def images(self, index: np.ndarray, random: np.random.Generator | None = None) -> Tensor:
