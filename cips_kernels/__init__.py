@@ -2,10 +2,12 @@
 
 from . import functional, reference
 from .backends import backends, use_backend
+from .encoding import Encoding
 from .modules import FusedModFC, FusedModFCStack, FusedToRGB
 
 __version__ = "0.1.0"
 __all__ = [
+    "Encoding",
     "FusedModFC",
     "FusedModFCStack",
     "FusedToRGB",

@@ -1,20 +1,45 @@
-"""The `cuda` backend: modulated weights and their gradients by csrc's kernels, the layers by Triton's."""
+"""The `cuda` backend: the stack on chip where colours alone are wanted, otherwise csrc's modulation and Triton's layers."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from . import cuda
+from . import cuda, cuda_onchip
+from .backends import warn_once
 from .cuda import modulate, modulate_backward
-from .spec import Needs, StackGrads, StackInputs, StackSaved, StackSpec
+from .encoding import Encoding, by_tiles
+from .spec import Needs, StackGrads, StackInputs, StackSaved, StackSpec, empty_like_layout
 from .triton import stack
 
-__all__ = ["backward", "forward", "modulate", "modulate_backward"]
+__all__ = ["backward", "forward", "modulate", "modulate_backward", "synthesis"]
 
 
 def forward(inputs: StackInputs, spec: StackSpec, want_features: bool, save: bool) -> tuple[Tensor, Tensor, StackSaved]:
     """Serve a forward call."""
+    x = inputs.x
+    if spec.depth and spec.rgb_after and not want_features and not save:
+        reason = cuda_onchip.why_not(spec, x.dtype)
+        if reason is None:
+            rgb = empty_like_layout(x, inputs.batch, spec.rgb_channels, torch.float32)
+            cuda_onchip.forward(inputs, spec, rgb)
+            return x.new_empty(0), rgb, StackSaved(x.new_empty(0), x.new_empty(0), x.new_empty(0))
+        _warn_slower(reason)
     return stack.forward(inputs, spec, want_features, save, modulation=cuda)
+
+
+def synthesis(e: Encoding, dtype: torch.dtype, inputs: StackInputs, spec: StackSpec, rgb: Tensor) -> None:
+    """The RGB sums of every point of an encoding."""
+    reason = cuda_onchip.why_not(spec, dtype) or cuda_onchip.why_not_encoding(e)
+    if reason is None:
+        cuda_onchip.synthesis(e, dtype, inputs, spec, rgb)
+    else:
+        _warn_slower(reason)
+        by_tiles(e, inputs, spec, rgb, lambda *call: stack.forward(*call, modulation=cuda))
+
+
+def _warn_slower(reason: str) -> None:
+    warn_once(f"cips_kernels runs this stack layer by layer, with Triton: the on-chip kernel cannot serve it, {reason}.")
 
 
 def backward(

@@ -31,13 +31,19 @@ from .arguments import (
     to_pixels,
 )
 from .backends import resolve, warn_once
+from .encoding import Encoding, check_encoding, encode, points
 from .spec import StackInputs, StackSpec, accumulation_dtype
 
 SQRT2 = math.sqrt(2.0)
 
 
+def _needs_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
 def _run(inputs: StackInputs, spec: StackSpec, want_features: bool, backend: str) -> tuple[Tensor, Tensor]:
-    name = resolve(backend, inputs.x.device, inputs.x.dtype)
+    colours_only = bool(spec.depth and spec.rgb_after) and not want_features and not _needs_gradient(*inputs)
+    name = resolve(backend, inputs.x.device, inputs.x.dtype, colours_only)
     if inputs.batch * inputs.pixels == 0:
         # an empty launch is an error on a GPU; the reference keeps shapes and the graph
         name = "reference"
@@ -206,7 +212,7 @@ def to_rgb(
 
 
 def modfc_stack(
-    x: Tensor,
+    x: Tensor | Encoding,
     weights: Sequence[Tensor],
     styles: Sequence[Tensor],
     biases: Sequence[Tensor | None],
@@ -230,7 +236,10 @@ def modfc_stack(
     """The layers and skips of a whole generator as one operator.
 
     Args:
-        x: as in `modfc`; batch 1 is shared by all images, and its gradient is then the sum over them.
+        x: as in `modfc`; batch 1 is shared by all images, and its gradient is then the sum over them. Or an `Encoding`:
+            the input as a function of coordinates. Where colours alone are wanted, without gradients, it is never made as
+            a whole, and memory does not grow with the number of pixels; its noise is keyed by its points, and the layout
+            is "bpc".
         weights: `[O_l, I_l]`, one a layer; each layer's I is the O of the one before.
         styles: `[B, I_l]`.
         biases: `[O_l]` or None.
@@ -245,9 +254,15 @@ def modfc_stack(
         `(features, rgb)`: the last layer's output (None unless wanted, or without layers) and the RGB sum (float32; None without ToRGBs),
         in the layout of `x`.
     """
-    x = as_compute(x)
     if not len(weights) + len(rgb_weights):
         raise ValueError("weights: expected at least one layer or ToRGB, got none")
+    if isinstance(x, Encoding):
+        if coords is not None or layout not in (None, "bpc"):
+            raise ValueError("coords, layout: expected None and 'bpc' beside an Encoding, which has its own points")
+        parts = (weights, styles, biases, noise_strengths, rgb_weights, rgb_styles, rgb_biases, rgb_after)
+        options = dict(noise=noise, demodulate=demodulate, negative_slope=negative_slope, gain=gain, eps=eps)
+        return _encoded_stack(x, parts, skip, options, want_features, backend)
+    x = as_compute(x)
     first = weights[0] if len(weights) else rgb_weights[0]
     expect_shape("weights[0]" if len(weights) else "rgb_weights[0]", first, (None, None), "[O, I]")
     name = infer_layout(x, first.shape[1], layout)
@@ -259,3 +274,27 @@ def modfc_stack(
     features, rgb = _run(inputs, spec, want_features, backend)
     kept = from_pixels(features, name, x) if want_features and spec.depth else None
     return kept, from_pixels(rgb, name, x) if spec.rgb_after else None
+
+
+def _encoded_stack(
+    e: Encoding, parts: Sequence, skip: Tensor | None, options: dict, want_features: bool, backend: str
+) -> tuple[Tensor | None, Tensor | None]:
+    """A stack over an encoding: made as a whole where a gradient or features are wanted, otherwise never."""
+    check_encoding(e)
+    weight = e.fourier_weight
+    dtype = e.dtype or (as_compute(weight[:0]).dtype if weight.dtype != torch.float64 else weight.dtype)
+    e = e._replace(dtype=dtype)
+    every_style = [*parts[1], *parts[5]]
+    none = isinstance(every_style[0], Tensor) and every_style[0].shape[:1] == (0,)  # one encoding serves all images, but not none
+    # stands for the encoding in every check, and has no memory
+    shape = (0 if none else e.images, e.pixels, e.features)
+    x = torch.empty((), dtype=dtype, device=weight.device).expand(shape)
+    inputs, spec = stack_call(x, *parts, skip, **options)
+    whole = want_features or skip is not None or not (spec.depth and spec.rgb_after) or inputs.batch * e.pixels == 0
+    if whole or _needs_gradient(*inputs, weight, e.fourier_bias, e.table, e.coords):
+        encoded = encode(e)
+        inputs = inputs._replace(x=encoded[:0] if none else encoded, coords=points(e).detach().float())
+        features, rgb = _run(inputs, spec, want_features, backend)
+        return (features if want_features and spec.depth else None), (rgb if spec.rgb_after else None)
+    name = resolve(backend, x.device, dtype, True)
+    return None, ops.run_synthesis(e, inputs, spec, name)

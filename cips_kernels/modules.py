@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from . import functional
 from .arguments import activation_slope, autocast_on, check_scalars, describe, expect_device, expect_shape
 from .backends import check_name
+from .encoding import Encoding
 
 SQRT2 = math.sqrt(2.0)
 ModuleNoise = None | str | int | Tensor
@@ -214,7 +215,7 @@ class FusedModFCStack(nn.Module):
 
     Call:
         `stack(x, style, noise=None, *, coords=None, skip=None, layout=None, return_features=False)`; `x` as in
-        `FusedModFC`, or batch 1 shared by all images; `style` `[B, style_dim]`, or `[B, L + K, style_dim]`, one for each
+        `FusedModFC`, or batch 1 shared by all images, or an `Encoding`; `style` `[B, style_dim]`, or `[B, L + K, style_dim]`, one for each
         layer and then each ToRGB; given noise `[L, B, P]`. Returns the RGB sum (float32) in the layout of `x`, with the
         features in front where asked for.
     """
@@ -272,7 +273,7 @@ class FusedModFCStack(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        x: Tensor | Encoding,
         style: Tensor,
         noise: ModuleNoise = None,
         *,
@@ -295,7 +296,7 @@ class FusedModFCStack(nn.Module):
             [rgb.bias for rgb in self.to_rgbs],
             self.rgb_after,
             skip,
-            noise=_call_noise(noise, first.noise_strength is not None, x.device),
+            noise=_call_noise(noise, first.noise_strength is not None, style.device),
             coords=coords,
             demodulate=first.demodulate,
             negative_slope=first.negative_slope,

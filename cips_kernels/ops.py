@@ -1,9 +1,10 @@
 """The operators, registered with PyTorch: schema, fake kernels, autograd, second order.
 
-Three pairs live in the namespace `cips_kernels`:
+In the namespace `cips_kernels` live two pairs and a single:
 
     modfc_stack / modfc_stack_backward      a stack of layers with its ToRGBs; one layer and one ToRGB are its special cases
     modulate / modulate_backward            modulated weights by themselves
+    synthesis                               a stack's colours from coordinates, without gradients
 
 The backward of each is an operator of its own, so that `create_graph=True` works on every backend: its derivative is
 taken of the written-out formula in `reference`. Parameters come as flat tensors (see packing), so the schema is the same
@@ -21,6 +22,7 @@ from torch import Tensor
 from . import reference
 from .arguments import autocast_on
 from .backends import module as backend_module
+from .encoding import Encoding, by_tiles
 from .packing import activation_offsets, pack
 from .spec import Needs, StackGrads, StackInputs, StackSaved, StackSpec, empty_like_layout
 
@@ -49,7 +51,9 @@ _library.define(
     " -> (Tensor weight, Tensor style)",
     tags=_TAGS,
 )
-_N_TENSORS, _N_SPEC = 9, 8
+_ENCODING = "Tensor fourier_weight, Tensor fourier_bias, Tensor? table, Tensor? points, int[]? size, str lookup"
+_library.define(f"synthesis({_ENCODING}, {_TENSORS}, {_SPEC}, str backend) -> Tensor", tags=_TAGS)
+_N_TENSORS, _N_SPEC, _N_ENCODING = 9, 8, 6
 
 
 class operator_context:  # noqa: N801
@@ -90,14 +94,15 @@ def _stack(*args) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _stack_fake(*args) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     inputs, spec = StackInputs(*args[:_N_TENSORS]), _spec(args[_N_TENSORS : _N_TENSORS + _N_SPEC])
-    want_features, save, _ = args[_N_TENSORS + _N_SPEC :]
+    want_features, save, backend = args[_N_TENSORS + _N_SPEC :]
     x, batch = inputs.x, inputs.batch
     features, activations, mods = x.new_empty(0), x.new_empty(0), x.new_empty(0)
     if spec.depth and (want_features or save):
         features = empty_like_layout(x, batch, spec.widths[-1], x.dtype)
     if save:
         activations = x.new_empty(activation_offsets(spec.widths, batch, inputs.pixels)[-1])
-        mods = x.new_empty(spec.packing(batch).mod_numel)
+        # the cpu backend makes its matrices anew, one image's at a time
+        mods = x.new_empty(0 if backend == "cpu" else spec.packing(batch).mod_numel)
     return features, rgb_like(inputs, spec), activations, mods
 
 
@@ -229,6 +234,34 @@ def _stack_double_backward(ctx, *grad_outputs):
     return tuple(out)
 
 
+# --- colours from coordinates -------------------------------------------------------------------------------------
+
+
+def _split_synthesis(args: Sequence) -> tuple[Encoding, StackInputs, StackSpec, str]:
+    inputs = StackInputs(*args[_N_ENCODING : _N_ENCODING + _N_TENSORS])
+    weight, bias, table, points, size, lookup = args[:_N_ENCODING]
+    size = None if size is None else (size[0], size[1])
+    encoding = Encoding(weight, bias, table, points, size, lookup, inputs.x.dtype)
+    return encoding, inputs, _spec(args[_N_ENCODING + _N_TENSORS : -1]), args[-1]
+
+
+def _synthesis(*args) -> Tensor:
+    encoding, inputs, spec, backend = _split_synthesis(args)
+    rgb = _synthesis_fake(*args)
+    with operator_context(rgb.device):
+        module = backend_module(backend)
+        if backend == "cuda":
+            module.synthesis(encoding, inputs.x.dtype, inputs, spec, rgb)
+        else:
+            by_tiles(encoding, inputs, spec, rgb, module.forward)
+    return rgb
+
+
+def _synthesis_fake(*args) -> Tensor:
+    encoding, inputs, spec, _ = _split_synthesis(args)
+    return inputs.weights.new_empty((inputs.batch, encoding.pixels, spec.rgb_channels))
+
+
 # --- modulated weights by themselves --------------------------------------------------------------------------------
 
 
@@ -236,7 +269,7 @@ def _modulate(weight: Tensor, style: Tensor, demodulate: bool, eps: float, dtype
     with operator_context(weight.device):
         module = backend_module(backend)
         if backend in ("reference", "cpu"):
-            return reference.modulate(weight, style, demodulate=demodulate, eps=eps, dtype=dtype)
+            return module.modulate(weight, style, demodulate=demodulate, eps=eps, dtype=dtype)
         plan = pack((weight.shape[1], weight.shape[0]), (), 1, demodulate, style.shape[0])
         mods = module.modulate(weight.reshape(-1), style.contiguous(), plan, dtype, eps)
         return plan.mod(mods, plan.matrices[0]).contiguous()
@@ -261,7 +294,7 @@ def _modulate_backward(grad: Tensor, weight: Tensor, style: Tensor, demodulate: 
     with operator_context(weight.device):
         module = backend_module(backend)
         if backend in ("reference", "cpu"):
-            dw, ds = reference.modulate_backward(grad, weight, style, demodulate=demodulate, eps=eps)
+            dw, ds = module.modulate_backward(grad, weight, style, demodulate=demodulate, eps=eps)
             return dw.contiguous(), ds.contiguous()
         plan = pack((weight.shape[1], weight.shape[0]), (), 1, demodulate, style.shape[0])
         flat = grad.new_zeros(plan.mod_numel)
@@ -299,11 +332,28 @@ for _name, _impl, _fake, _setup, _backward in (
     torch.library.register_autograd(f"cips_kernels::{_name}", _backward, setup_context=_setup, lib=_library)
 
 
+_library.impl("synthesis", _synthesis, "CompositeExplicitAutograd")
+torch.library.register_fake("cips_kernels::synthesis", _synthesis_fake, lib=_library)
+
+
+def _spec_values(spec: StackSpec) -> tuple:
+    return (
+        list(spec.widths), list(spec.rgb_after), spec.rgb_channels, spec.demodulate, spec.negative_slope, spec.gain, spec.eps,
+        spec.first_layer,
+    )  # fmt: skip
+
+
 def run_stack(inputs: StackInputs, spec: StackSpec, want_features: bool, backend: str) -> tuple[Tensor, Tensor]:
     """Call the operator with a resolved backend: `(features, rgb)`, keeping what a backward needs only if one may come."""
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
-    values = [list(spec.widths), list(spec.rgb_after), spec.rgb_channels, spec.demodulate, spec.negative_slope, spec.gain, spec.eps]
-    features, rgb, _, _ = torch.ops.cips_kernels.modfc_stack(
-        *inputs, *values, spec.first_layer, want_features, save, backend
-    )
+    features, rgb, _, _ = torch.ops.cips_kernels.modfc_stack(*inputs, *_spec_values(spec), want_features, save, backend)
     return features, rgb
+
+
+def run_synthesis(encoding: Encoding, inputs: StackInputs, spec: StackSpec, backend: str) -> Tensor:
+    """Call the operator with a resolved backend: the RGB sums `[B, P, C]`. `inputs.x` says the dtype alone."""
+    e = encoding
+    size = None if e.size is None else list(e.size)
+    inputs = inputs._replace(x=inputs.x.new_empty((1, 0, inputs.x.shape[2])), coords=None)
+    tensors = (e.fourier_weight, e.fourier_bias, e.table, e.coords)
+    return torch.ops.cips_kernels.synthesis(*tensors, size, e.lookup, *inputs, *_spec_values(spec), backend)

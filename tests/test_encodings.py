@@ -135,7 +135,7 @@ def test_on_its_own_grid_nothing_is_gathered(monkeypatch):
     own = grids.full(3, 4).flatten(0, 1)
     gathered = encoding(own)
     monkeypatch.setattr(F, "embedding", lambda *_: pytest.fail("gathered"))
-    direct = encoding(own, own_grid=True)
+    direct = encoding(size=(3, 4))
     assert torch.equal(direct, gathered)
     # Fourier features first, the table second
     assert torch.equal(direct[0, :, 5:], encoding.table.weight.reshape(12, 6))

@@ -249,7 +249,9 @@ def test_one_encoding_serves_all_images(monkeypatch):
     seen = []
     forward = g.synthesis.forward
     monkeypatch.setattr(
-        g.synthesis, "forward", lambda x, *a, **k: seen.append(x.shape) or forward(x, *a, **k)
+        g.synthesis,
+        "forward",
+        lambda x, *a, **k: seen.append((x.images, x.pixels, x.features)) or forward(x, *a, **k),
     )
     g(torch.randn(3, 12))
     g(torch.randn(3, 12), torch.zeros(3, 4, 2), per_image=True)

@@ -18,7 +18,8 @@ MOST_LINES = 450
 
 # each may import those before it
 ORDER = (
-    "packing", "spec", "noise", "arguments", "reference", "backends", "triton", "cuda", "cuda_stack", "cpu_plan", "cpu", "ops",
+    "packing", "spec", "noise", "arguments", "encoding", "reference", "backends", "triton", "cuda", "cuda_onchip", "cuda_stack", "cpu_plan", "cpu",
+    "ops",
     "functional", "modules", "patch", "__init__", "env", "testing",
 )  # fmt: skip
 CSRC_ORDER = ("ptx", "tile", "epilogue", "kernels", "launch", "binding")

@@ -11,11 +11,22 @@
 #include <tuple>
 #include <vector>
 
+#include "binding/stack.h"
 #include "launch/modulate.h"
 
 namespace py = pybind11;
 
+cips::DType cips::parse_dtype(const std::string& name)
+{
+    if (name == "float32") return cips::DType::kFloat32;
+    if (name == "float16") return cips::DType::kFloat16;
+    if (name == "bfloat16") return cips::DType::kBFloat16;
+    throw std::invalid_argument("dtype: '" + name + "' came, expected 'float32', 'float16' or 'bfloat16'");
+}
+
 namespace {
+
+using cips::parse_dtype;
 
 using ShapeTuple = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, bool>;
 
@@ -26,14 +37,6 @@ cips::ModulatePlan make_plan(const std::vector<ShapeTuple>& tuples, int64_t batc
         matrices.push_back({out, in, weight, style, mod, stride, demodulate});
     }
     return cips::make_modulate_plan(matrices, batch);
-}
-
-cips::DType parse_dtype(const std::string& name)
-{
-    if (name == "float32") return cips::DType::kFloat32;
-    if (name == "float16") return cips::DType::kFloat16;
-    if (name == "bfloat16") return cips::DType::kBFloat16;
-    throw std::invalid_argument("dtype: '" + name + "' came, expected 'float32', 'float16' or 'bfloat16'");
 }
 
 const float* input(uintptr_t address)
@@ -103,4 +106,6 @@ PYBIND11_MODULE(_cuda, module)
                py::arg("grad_weights"), py::arg("grad_styles"), py::arg("grad_style_stride"), py::arg("eps"),
                py::arg("device"), py::arg("stream"), py::call_guard<py::gil_scoped_release>(),
                "Write the gradients of the weights and styles from that of the modulated weights.");
+
+    cips::bind_stack(module);
 }

@@ -97,13 +97,13 @@ __device__ __forceinline__ uint4 pack16<float>(const float4 (&quads)[1])
                       __float_as_uint(quads[0].w));
 }
 
-__device__ __forceinline__ uint32_t pack_pair(float low, float high, __half)
+__host__ __device__ __forceinline__ uint32_t pack_pair(float low, float high, __half)
 {
     const __half2_raw pair = __floats2half2_rn(low, high);
     return static_cast<uint32_t>(pair.y) << 16 | pair.x;
 }
 
-__device__ __forceinline__ uint32_t pack_pair(float low, float high, __nv_bfloat16)
+__host__ __device__ __forceinline__ uint32_t pack_pair(float low, float high, __nv_bfloat16)
 {
     const __nv_bfloat162_raw pair = __floats2bfloat162_rn(low, high);
     return static_cast<uint32_t>(pair.y) << 16 | pair.x;

@@ -10,12 +10,12 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .grids import as_size
+from cips_kernels import Encoding
+from cips_kernels.encoding import LOOKUPS, encode, fourier_features, table_lookup
 
-LOOKUPS = ("exact", "compat")
+from .grids import as_size
 
 
 class FourierFeatures(nn.Module):
@@ -31,10 +31,7 @@ class FourierFeatures(nn.Module):
 
     def forward(self, coords: Tensor) -> Tensor:
         """`coords` `[..., 2]` -> `[..., C]`."""
-        coords = coords.to(self.weight.dtype)
-        # written out, not a matrix product: a pixel's bits must not depend on how many others there are
-        angle = torch.addcmul(self.bias, coords[..., 0:1], self.weight[:, 0])
-        return torch.sin(torch.addcmul(angle, coords[..., 1:2], self.weight[:, 1]))
+        return fourier_features(coords, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         return f"features={self.weight.shape[0]}"
@@ -82,44 +79,10 @@ class CoordinateTable(nn.Module):
         """
         if lookup not in LOOKUPS:
             raise ValueError(f"lookup: expected one of {', '.join(LOOKUPS)}, got {lookup!r}")
-        rows, columns = self.size
-        coords = coords.to(torch.promote_types(coords.dtype, torch.float32))
-        left, right, x = _neighbours(coords[..., 0], columns, lookup)
-        top, bottom, y = _neighbours(coords[..., 1], rows, lookup)
-        table = self.own_grid()
-        x, y = x.to(table.dtype).unsqueeze(-1), y.to(table.dtype).unsqueeze(-1)
-
-        def entry(row: Tensor, column: Tensor) -> Tensor:
-            return F.embedding(row * columns + column, table)
-
-        upper = _interpolate(entry(top, left), entry(top, right), x)
-        return _interpolate(upper, _interpolate(entry(bottom, left), entry(bottom, right), x), y)
+        return table_lookup(self.weight, coords, lookup)
 
     def extra_repr(self) -> str:
         return f"features={self.weight.shape[2]}, size={self.size}"
-
-
-def _neighbours(t: Tensor, count: int, lookup: str) -> tuple[Tensor, Tensor, Tensor]:
-    """The two table positions around a coordinate (int64) and the weight of the second, in [0, 1]."""
-    if lookup == "exact":
-        position = (t + 1) * ((count - 1) / 2)
-        # A grid point's float32 coordinate lands up to count * 2**-23 off its integer: what float32 cannot
-        # tell from a grid point is one. Adding the difference, not replacing the value, keeps the derivative.
-        nearest = position.detach().round()
-        off = nearest - position.detach()
-        position = position + torch.where(off.abs() <= count * 2.0**-22, off, 0.0)
-    else:
-        position = ((t + 1) * count - 1) / 2
-    position = position.clamp(0, count - 1)
-    # a NaN coordinate reads entry 0 and stays NaN through its weight, instead of reading out of bounds
-    first = position.detach().nan_to_num(0.0).floor().clamp(max=max(count - 2, 0))
-    second = (first + 1).clamp(max=count - 1)
-    return first.long(), second.long(), position - first
-
-
-def _interpolate(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-    # this form gives exactly a at weight 0 and exactly b at weight 1
-    return (1 - weight) * a + weight * b
 
 
 class CoordinateEncoding(nn.Module):
@@ -141,27 +104,35 @@ class CoordinateEncoding(nn.Module):
         """C_f + C_t."""
         return self.fourier.weight.shape[0] + self.table.weight.shape[2]
 
+    def at(
+        self,
+        coords: Tensor | None = None,
+        *,
+        size: tuple[int, int] | None = None,
+        lookup: str = "exact",
+        dtype: torch.dtype | None = None,
+    ) -> Encoding:
+        """The encoding of points as `cips_kernels.Encoding`, which a stack takes in place of a tensor.
+
+        Args:
+            coords: `[P, 2]` or `[B, P, 2]`, or None: the full grid of `size`.
+            size: (height, width).
+            lookup: "exact" or "compat", see CoordinateTable.
+            dtype: of the encoding; the arithmetic is done in the parameters' dtype and rounded once.
+        """
+        return Encoding(
+            self.fourier.weight, self.fourier.bias, self.table.weight, coords, size, lookup, dtype
+        )
+
     def forward(
         self,
-        coords: Tensor,
+        coords: Tensor | None = None,
         *,
-        own_grid: bool = False,
+        size: tuple[int, int] | None = None,
         lookup: str = "exact",
         dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """Encode points.
-
-        Args:
-            coords: `[P, 2]` or `[B, P, 2]`.
-            own_grid: `coords` is the table's own full grid, flattened: with "exact" nothing is gathered.
-            lookup: "exact" or "compat", see CoordinateTable.
-            dtype: of the result; the arithmetic is done in the parameters' dtype and rounded once.
-
-        Returns:
-            `[1, P, C]` for `[P, 2]` (one encoding shared by all images), `[B, P, C]` for `[B, P, 2]`.
+        """The same as a tensor: `[1, P, C]` for `[P, 2]` or a grid (one encoding shared by all images), `[B, P, C]`
+        for `[B, P, 2]`. On the table's own grid nothing is gathered.
         """
-        dtype = dtype or self.fourier.weight.dtype
-        direct = own_grid and lookup == "exact"
-        embedding = self.table.own_grid() if direct else self.table(coords, lookup)
-        encoding = torch.cat((self.fourier(coords).to(dtype), embedding.to(dtype)), -1)
-        return encoding.unsqueeze(0) if coords.dim() == 2 else encoding
+        return encode(self.at(coords, size=size, lookup=lookup, dtype=dtype))

@@ -198,7 +198,6 @@ class Generator(nn.Module):
             backend=backend,
         )
         self.register_buffer("w_mean", torch.zeros(config.style_dim))
-        self._grid: Tensor | None = None  # the default grid, made once for each device
 
     @property
     def n_styles(self) -> int:
@@ -237,14 +236,13 @@ class Generator(nn.Module):
             a grid, `[B, P, 3]` for points. A grid's memory format is channels-last.
         """
         w = self.styles(z, input_is_w=input_is_w, truncation=truncation)
-        points, shape, own_grid = self._points(coords, size, per_image, w)
+        points, shape = self._points(coords, size, per_image, w)
         autocast = w.device.type if torch.amp.is_autocast_available(w.device.type) else "cpu"
         dtype = self._compute_dtype(autocast)
         with torch.autocast(autocast, enabled=False):
-            x = self.encoding(points, own_grid=own_grid, lookup=lookup, dtype=dtype)
-            # one encoding serves all images, but not none
-            x = x if len(w) else x[:0]
-            rgb = self.synthesis(x, w, _stack_noise(noise, w.device), coords=points, layout="bpc")
+            full = None if points is not None else shape
+            x = self.encoding.at(points, size=full, lookup=lookup, dtype=dtype)
+            rgb = self.synthesis(x, w, _stack_noise(noise, w.device), layout="bpc")
         if len(shape) == 1:
             return rgb
         return rgb.unflatten(1, shape).permute(0, 3, 1, 2)
@@ -288,16 +286,10 @@ class Generator(nn.Module):
 
     def _points(
         self, coords: Tensor | None, size: int | tuple[int, int] | None, per_image: bool, w: Tensor
-    ) -> tuple[Tensor, tuple[int, ...], bool]:
-        """Coordinates as `[P, 2]` or `[B, P, 2]`; the shape of the result's pixels; whether it is the table's
-        grid.
-        """
+    ) -> tuple[Tensor | None, tuple[int, ...]]:
+        """Coordinates as `[P, 2]` or `[B, P, 2]`, None for the full grid; the shape of the result's pixels."""
         if coords is None:
-            height_width = self.config.size if size is None else grids.as_size(size)
-            grid = (
-                self._default_grid(w.device) if size is None else grids.full(*height_width, device=w.device)
-            )
-            return grid.flatten(0, 1), height_width, height_width == self.encoding.table.size
+            return None, self.config.size if size is None else grids.as_size(size)
         if size is not None:
             raise ValueError(f"size: expected None where coords are given, got {size!r}")
         if not isinstance(coords, Tensor) or not coords.is_floating_point():
@@ -313,12 +305,7 @@ class Generator(nn.Module):
         if each and len(coords) != len(w):
             raise ValueError(f"coords: expected one set for each of {len(w)} images, got {_describe(coords)}")
         shape = tuple(coords.shape[1:-1] if each else coords.shape[:-1])
-        return (coords.flatten(1, -2) if each else coords.flatten(0, -2)).float(), shape, False
-
-    def _default_grid(self, device: torch.device) -> Tensor:
-        if self._grid is None or self._grid.device != device:
-            self._grid = grids.full(*self.config.size, device=device)
-        return self._grid
+        return (coords.flatten(1, -2) if each else coords.flatten(0, -2)).float(), shape
 
     def _compute_dtype(self, device_type: str) -> torch.dtype:
         if self.dtype is not None:

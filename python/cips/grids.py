@@ -18,22 +18,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cips_kernels.encoding import coordinate
+
+__all__ = ["as_size", "coordinate", "dense", "from_positions", "full", "patch", "tile"]
+
 Device = torch.device | str | None
-
-
-def coordinate(position: Tensor, count: int) -> Tensor:
-    """Coordinates `t(i; n)` in float32.
-
-    Args:
-        position: integers i, any shape; outside 0..n-1 the line goes on beyond -1 and +1.
-        count: number n of positions on the side; with a single one the coordinate is 0.
-    """
-    if count == 1:
-        return torch.zeros_like(position, dtype=torch.float32)
-    numerator = (2 * position - (count - 1)).double()
-    # a tensor, not a number: CUDA divides by a host scalar through its reciprocal, which may round otherwise
-    denominator = torch.full((), float(count - 1), dtype=torch.float64, device=position.device)
-    return (numerator / denominator).float()
 
 
 def from_positions(rows: Tensor, columns: Tensor, size: int | Sequence[int]) -> Tensor:

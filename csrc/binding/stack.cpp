@@ -1,0 +1,161 @@
+// Binding of the on-chip stack: addresses as integers, strides as the launcher wants them.
+
+#include "binding/stack.h"
+
+#include <pybind11/stl.h>
+
+#include <tuple>
+#include <vector>
+
+#include "launch/stack.h"
+#include "launch/table_lookup.h"
+
+namespace py = pybind11;
+
+namespace cips {
+namespace {
+
+using MatrixTuple = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>;
+
+template <typename T>
+T* pointer(uintptr_t address)
+{
+    return reinterpret_cast<T*>(address);
+}
+
+std::vector<StackMatrix> matrices(const std::vector<MatrixTuple>& tuples)
+{
+    std::vector<StackMatrix> result;
+    for (const auto& [out, in, weight, style, bias] : tuples) result.push_back({out, in, weight, style, bias});
+    return result;
+}
+
+NoiseMode parse_noise(const std::string& name)
+{
+    if (name == "off") return NoiseMode::kNone;
+    if (name == "index") return NoiseMode::kIndex;
+    if (name == "coords") return NoiseMode::kCoords;
+    if (name == "given") return NoiseMode::kGiven;
+    throw std::invalid_argument("noise_mode: '" + name + "' came, expected 'off', 'index', 'coords' or 'given'");
+}
+
+void pack(const StackPlan& plan, uintptr_t weights, uintptr_t styles, int64_t style_stride, uintptr_t biases,
+          uintptr_t strengths, uintptr_t fourier_weight, uintptr_t fourier_bias, uintptr_t slabs, uintptr_t records,
+          uintptr_t fourier, uintptr_t rgb_bias, const std::string& dtype, float eps, float gain, float negative_slope,
+          bool demodulate, int device, uintptr_t stream)
+{
+    StackPack a{};
+    a.weights = pointer<const float>(weights);
+    a.styles = pointer<const float>(styles);
+    a.style_stride = style_stride;
+    a.biases = pointer<const float>(biases);
+    a.strengths = pointer<const float>(strengths);
+    a.fourier_weight = pointer<const float>(fourier_weight);
+    a.fourier_bias = pointer<const float>(fourier_bias);
+    a.slabs = pointer<void>(slabs);
+    a.records = pointer<void>(records);
+    a.fourier = pointer<void>(fourier);
+    a.rgb_bias = pointer<float>(rgb_bias);
+    a.dtype = parse_dtype(dtype);
+    a.eps = eps;
+    a.gain = gain;
+    a.negative_slope = negative_slope;
+    a.demodulate = demodulate;
+    stack_pack(plan, a, {device, stream});
+}
+
+void forward(const StackPlan& plan, uintptr_t slabs, uintptr_t records, uintptr_t fourier, uintptr_t rgb_bias,
+             uintptr_t x, std::tuple<int64_t, int64_t> x_strides, uintptr_t streamed,
+             std::tuple<int64_t, int64_t> streamed_strides, uintptr_t coords, int64_t coords_batch_stride,
+             std::tuple<int64_t, int64_t> grid, int64_t first_pixel, const std::string& noise_mode, uintptr_t seed,
+             uintptr_t noise, std::tuple<int64_t, int64_t> noise_strides, int64_t first_image, int64_t first_layer,
+             uintptr_t rgb, std::tuple<int64_t, int64_t, int64_t> rgb_strides, int64_t pixels, const std::string& dtype,
+             float negative_slope, int device, uintptr_t stream)
+{
+    StackForward a{};
+    a.slabs = pointer<const void>(slabs);
+    a.records = pointer<const void>(records);
+    a.fourier = pointer<const void>(fourier);
+    a.rgb_bias = pointer<const float>(rgb_bias);
+    a.x = pointer<const void>(x);
+    std::tie(a.x_batch_stride, a.x_row_stride) = x_strides;
+    a.streamed = pointer<const void>(streamed);
+    std::tie(a.streamed_batch_stride, a.streamed_row_stride) = streamed_strides;
+    a.coords = pointer<const float>(coords);
+    a.coords_batch_stride = coords_batch_stride;
+    std::tie(a.grid_rows, a.grid_columns) = grid;
+    a.first_pixel = first_pixel;
+    a.noise_mode = parse_noise(noise_mode);
+    a.seed = pointer<const int64_t>(seed);
+    a.noise = pointer<const float>(noise);
+    std::tie(a.noise_layer_stride, a.noise_batch_stride) = noise_strides;
+    a.first_image = first_image;
+    a.first_layer = first_layer;
+    a.rgb = pointer<float>(rgb);
+    std::tie(a.rgb_batch_stride, a.rgb_pixel_stride, a.rgb_channel_stride) = rgb_strides;
+    a.pixels = pixels;
+    a.dtype = parse_dtype(dtype);
+    a.negative_slope = negative_slope;
+    stack_forward(plan, a, {device, stream});
+}
+
+void lookup(uintptr_t table, const std::string& table_dtype, int64_t rows, int64_t columns, int64_t features,
+            uintptr_t coords, int64_t coords_batch_stride, std::tuple<int64_t, int64_t> grid, int64_t first_pixel,
+            bool exact, uintptr_t out, const std::string& out_dtype, int64_t row_stride, int64_t images, int64_t pixels,
+            int device, uintptr_t stream)
+{
+    TableLookup a{};
+    a.table = pointer<const void>(table);
+    a.table_dtype = parse_dtype(table_dtype);
+    a.rows = rows;
+    a.columns = columns;
+    a.features = features;
+    a.coords = pointer<const float>(coords);
+    a.coords_batch_stride = coords_batch_stride;
+    std::tie(a.grid_rows, a.grid_columns) = grid;
+    a.first_pixel = first_pixel;
+    a.exact = exact;
+    a.out = pointer<void>(out);
+    a.out_dtype = parse_dtype(out_dtype);
+    a.row_stride = row_stride;
+    a.images = images;
+    a.pixels = pixels;
+    table_lookup(a, {device, stream});
+}
+
+}  // namespace
+
+void bind_stack(py::module_& module)
+{
+    module.attr("stack_register_inputs") = kRegisterInputs;
+    py::class_<StackPlan>(module, "StackPlan", py::module_local(), "Slabs and records of one stack and batch size.")
+        .def(py::init([](const std::vector<MatrixTuple>& layers, const std::vector<MatrixTuple>& rgbs,
+                         const std::vector<int64_t>& rgb_after, int64_t register_inputs, int64_t batch) {
+                 return make_stack_plan(matrices(layers), matrices(rgbs), rgb_after, register_inputs, batch);
+             }),
+             py::arg("layers"), py::arg("rgbs"), py::arg("rgb_after"), py::arg("register_inputs"), py::arg("batch"),
+             "layers, rgbs: tuples (out_features, in_features, weight_offset, style_offset, bias_offset) in elements.")
+        .def_readonly("slab_bytes", &StackPlan::slab_bytes, "Bytes of an image's slabs.")
+        .def_readonly("record_bytes", &StackPlan::record_bytes, "Bytes of an image's records.");
+    module.def("stack_pack", &pack, py::arg("plan"), py::kw_only(), py::arg("weights"), py::arg("styles"),
+               py::arg("style_stride"), py::arg("biases"), py::arg("strengths"), py::arg("fourier_weight"),
+               py::arg("fourier_bias"), py::arg("slabs"), py::arg("records"), py::arg("fourier"), py::arg("rgb_bias"),
+               py::arg("dtype"), py::arg("eps"), py::arg("gain"), py::arg("negative_slope"), py::arg("demodulate"),
+               py::arg("device"), py::arg("stream"), py::call_guard<py::gil_scoped_release>(),
+               "Write what stack_forward reads of parameters and styles.");
+    module.def("stack_forward", &forward, py::arg("plan"), py::kw_only(), py::arg("slabs"), py::arg("records"),
+               py::arg("fourier"), py::arg("rgb_bias"), py::arg("x"), py::arg("x_strides"), py::arg("streamed"),
+               py::arg("streamed_strides"), py::arg("coords"), py::arg("coords_batch_stride"), py::arg("grid"),
+               py::arg("first_pixel"), py::arg("noise_mode"), py::arg("seed"), py::arg("noise"),
+               py::arg("noise_strides"), py::arg("first_image"), py::arg("first_layer"), py::arg("rgb"),
+               py::arg("rgb_strides"), py::arg("pixels"), py::arg("dtype"), py::arg("negative_slope"),
+               py::arg("device"), py::arg("stream"), py::call_guard<py::gil_scoped_release>(),
+               "The RGB sums of every pixel.");
+    module.def("table_lookup", &lookup, py::kw_only(), py::arg("table"), py::arg("table_dtype"), py::arg("rows"),
+               py::arg("columns"), py::arg("features"), py::arg("coords"), py::arg("coords_batch_stride"),
+               py::arg("grid"), py::arg("first_pixel"), py::arg("exact"), py::arg("out"), py::arg("out_dtype"),
+               py::arg("row_stride"), py::arg("images"), py::arg("pixels"), py::arg("device"), py::arg("stream"),
+               py::call_guard<py::gil_scoped_release>(), "Write the interpolated vectors of every pixel.");
+}
+
+}  // namespace cips

@@ -1,0 +1,17 @@
+// The part of cips_kernels._cuda that launches the on-chip stack.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "launch/modulate.h"
+
+namespace cips {
+
+/// float32, float16 or bfloat16; throws std::invalid_argument for another name.
+DType parse_dtype(const std::string& name);
+
+void bind_stack(pybind11::module_& module);
+
+}  // namespace cips

@@ -1,0 +1,224 @@
+// What stack_fwd_kernel reads, from parameters and styles: slabs of modulated weights, records of chunks, Fourier
+// weights, the sum of the ToRGB biases. One launch.
+//
+// The gain g and the leaky ReLU's factor 1 - s (see leaky_relu.cuh) of each layer go into the weights of the next and
+// into the ToRGBs that read it. A warp packs one row of a layer, padding included, for kPackImages images.
+#pragma once
+
+#include "tile/reduce.cuh"
+#include "tile/stack_layout.h"
+#include "tile/vector.cuh"
+
+namespace cips {
+
+constexpr int kPackThreads = 256;
+constexpr int kPackImages = 4;
+constexpr int kMaxStackRgbs = 24;
+
+struct StackPackParams {
+    const float* weights;
+    const float* styles;
+    int64_t style_stride;
+    const float* biases;
+    const float* strengths;       // [L]
+    const float* fourier_weight;  // [F][2]; null: the input is given
+    const float* fourier_bias;    // [F]
+    char* slabs;
+    int64_t slab_stride;
+    char* records;
+    int64_t record_stride;
+    float4* fourier;              // [64 register_slabs]
+    float* rgb_bias;              // [kMaxRgbChannels]
+    float eps;
+    float fold;                   // g (1 - s)
+    int32_t batch;
+    int32_t channels;
+    int32_t register_inputs;      // channels of the first layer's input held in registers
+    int32_t register_slabs;
+    int32_t streamed_slabs;
+    int32_t row_blocks;           // blocks that pack rows, for each group of images
+    int32_t record_blocks;
+    int32_t image_records;
+    int32_t depth;
+    int32_t rgb_count;
+    uint64_t vectors;             // a bit a layer: whether its rows of weights and styles start on 16 bytes
+    bool demodulate;
+    StackLayer layers[kMaxStackLayers];
+    StackRgb rgbs[kMaxStackRgbs];
+};
+
+static_assert(sizeof(StackPackParams) <= 4096, "kernel arguments must fit 4 KB");
+
+/// Eight channels of a row from logical channel `first`, a multiple of four; those from `count` on are zero.
+/// vectors: the row starts on 16 bytes.
+__device__ __forceinline__ void load_channels(float (&v)[8], const float* row, int first, int count, bool vectors)
+{
+    if (vectors && first + 8 <= count) {
+        const float4 low = __ldg(reinterpret_cast<const float4*>(row + first));
+        const float4 high = __ldg(reinterpret_cast<const float4*>(row + first) + 1);
+        v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w;
+        v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
+        return;
+    }
+#pragma unroll
+    for (int e = 0; e < 8; ++e) v[e] = first + e < count ? __ldg(row + first + e) : 0.0f;
+}
+
+/// One row: lane owns the 8-channel groups lane, lane + 32, ... of the padded input.
+template <typename T>
+__device__ __forceinline__ void pack_row(const StackPackParams& p, int index, int row, int first_image)
+{
+    constexpr int kGroups = 4;  // of 32 lanes x 8 channels: 1,024 inputs
+    const StackLayer& l = p.layers[index];
+    const int lane = threadIdx.x % 32;
+    const int held_slabs = index == 0 ? p.register_slabs : l.slabs;
+    const int held = index == 0 ? p.register_inputs : l.in_features;
+    const int streamed = l.slabs - held_slabs;
+    const float scale = rsqrtf(static_cast<float>(l.in_features));
+    const float fold = index == 0 ? 1.0f : p.fold;
+    const bool exists = row < l.out_features;
+    const bool vectors = p.vectors >> index & 1 && held % 4 == 0;
+    const float* weight = p.weights + l.weight_offset + static_cast<int64_t>(row) * l.in_features;
+
+    float w[kGroups][8];
+    int first[kGroups], limit[kGroups], place[kGroups];
+#pragma unroll
+    for (int i = 0; i < kGroups; ++i) {
+        const int group = lane + 32 * i;
+        const int slab = group / 8;
+        const bool in_registers = slab < held_slabs;
+        first[i] = in_registers ? 8 * group : held + 8 * (group - 8 * held_slabs);
+        limit[i] = !exists || slab >= l.slabs ? 0 : in_registers ? held : l.in_features;
+        const int order = in_registers ? slab + min(slab, streamed) : slab - held_slabs + min(slab - held_slabs + 1, held_slabs);
+        place[i] = (row / kChunk * l.slabs + order) * kSlabBytes + row % kChunk * 128;
+        load_channels(w[i], weight, first[i], limit[i], vectors);
+#pragma unroll
+        for (int e = 0; e < 8; ++e) w[i][e] *= scale;
+    }
+    const int last_image = min(first_image + kPackImages, p.batch);
+    for (int image = first_image; image < last_image; ++image) {
+        const float* style = p.styles + image * p.style_stride + l.style_offset;
+        char* slabs = p.slabs + image * p.slab_stride + l.slab_offset;
+        float v[kGroups][8];
+        float sum = 0.0f;
+#pragma unroll
+        for (int i = 0; i < kGroups; ++i) {
+            load_channels(v[i], style, first[i], limit[i], vectors);
+#pragma unroll
+            for (int e = 0; e < 8; ++e) {
+                v[i][e] *= w[i][e];
+                sum = fmaf(v[i][e], v[i][e], sum);
+            }
+        }
+        const float factor = fold * (p.demodulate ? rsqrtf(warp_sum(sum) + p.eps) : 1.0f);
+#pragma unroll
+        for (int i = 0; i < kGroups; ++i) {
+            const int group = lane + 32 * i;
+            if (group / 8 >= l.slabs) continue;
+            uint32_t pairs[4];
+#pragma unroll
+            for (int e = 0; e < 4; ++e) pairs[e] = pack_pair(v[i][2 * e] * factor, v[i][2 * e + 1] * factor, T());
+            char* line = slabs + place[i];
+            if (index == 0 && group / 8 < held_slabs) {  // the order of stack_input.cuh along K
+                const int t = group % 8 / 2;
+#pragma unroll
+                for (int e = 0; e < 4; ++e) {
+                    const int unit = 4 * (group % 2) + e;  // 2 s + h
+                    *reinterpret_cast<uint32_t*>(line + ((unit ^ row % 8) << 4) + 4 * t) = pairs[e];
+                }
+            } else {
+                *reinterpret_cast<uint4*>(line + ((group % 8 ^ row % 8) << 4)) =
+                    make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+            }
+        }
+    }
+}
+
+/// One record, by a warp.
+template <typename T>
+__device__ __forceinline__ void pack_record(const StackPackParams& p, int image, int number)
+{
+    const int lane = threadIdx.x % 32;
+    int index = 0;
+    while (index + 1 < p.depth && p.layers[index + 1].first_record <= number) ++index;
+    const StackLayer& l = p.layers[index];
+    const int first = (number - l.first_record) * kChunk;  // output channel
+    char* record = p.records + image * p.record_stride + static_cast<int64_t>(number) * kRecordBytes;
+    auto* bias = reinterpret_cast<float*>(record + kRecordBias);
+#pragma unroll
+    for (int i = 0; i < kChunk; i += 32) {
+        const int at = i + lane;
+        const int j = at % 4, t = at / 4 % 4, q = at / 16;
+        const int channel = first + 16 * q + 2 * t + j % 2 + 8 * (j / 2);
+        bias[at] = channel < l.out_features ? p.biases[l.bias_offset + channel] : 0.0f;
+    }
+    if (lane < 4) reinterpret_cast<float*>(record + kRecordStrength)[lane] = lane == 0 ? p.strengths[index] : 0.0f;
+    for (int at = lane; at < kChunk / 16 * kRgbLanes; at += 32) {
+        const int step = at / kRgbLanes, g = at % kRgbLanes / 4, t = at % 4;
+        float sum[4] = {};
+        if (l.rgb && g < p.channels) {
+            const float scale = p.fold * rsqrtf(static_cast<float>(l.out_features));
+            for (int k = 0; k < p.rgb_count; ++k) {
+                const StackRgb& r = p.rgbs[k];
+                if (r.layer != index) continue;
+                for (int e = 0; e < 4; ++e) {
+                    const int channel = first + 16 * step + 2 * t + e % 2 + 8 * (e / 2);
+                    if (channel >= l.out_features) continue;
+                    const float s = p.styles[image * p.style_stride + r.style_offset + channel];
+                    sum[e] += scale * s * p.weights[r.weight_offset + static_cast<int64_t>(g) * l.out_features + channel];
+                }
+            }
+        }
+        reinterpret_cast<uint2*>(record + kRecordRgb)[at] =
+            make_uint2(pack_pair(sum[0], sum[1], T()), pack_pair(sum[2], sum[3], T()));
+    }
+}
+
+__device__ __forceinline__ void pack_constants(const StackPackParams& p)
+{
+    if (p.fourier_weight != nullptr) {
+        for (int i = threadIdx.x; i < kSlab * p.register_slabs; i += kPackThreads) {
+            float4 f = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            if (i < p.register_inputs) {
+                f.x = p.fourier_weight[2 * i];
+                f.y = p.fourier_weight[2 * i + 1];
+                f.z = p.fourier_bias[i];
+            }
+            p.fourier[i] = f;
+        }
+    }
+    if (threadIdx.x < kMaxRgbChannels) {
+        float sum = 0.0f;
+        for (int k = 0; k < p.rgb_count; ++k) {
+            if (static_cast<int>(threadIdx.x) < p.channels) sum += p.biases[p.rgbs[k].bias_offset + threadIdx.x];
+        }
+        p.rgb_bias[threadIdx.x] = sum;
+    }
+}
+
+/// Grid: row blocks of eight rows for each group of images, then records, eight a block, then one block of constants.
+template <typename T>
+__global__ void __launch_bounds__(kPackThreads) stack_pack_kernel(const __grid_constant__ StackPackParams p)
+{
+    const int warp = threadIdx.x / 32;
+    int block = blockIdx.x;
+    const int image_groups = (p.batch + kPackImages - 1) / kPackImages;
+    if (block < p.row_blocks * image_groups) {
+        int row = block / image_groups * (kPackThreads / 32) + warp;
+        int index = 0;
+        while (row >= p.layers[index].chunks * kChunk) row -= p.layers[index++].chunks * kChunk;
+        pack_row<T>(p, index, row, block % image_groups * kPackImages);
+        return;
+    }
+    block -= p.row_blocks * image_groups;
+    if (block < p.record_blocks) {
+        const int record = block * (kPackThreads / 32) + warp;
+        if (record < p.batch * p.image_records) {
+            pack_record<T>(p, record / p.image_records, record % p.image_records);
+        }
+        return;
+    }
+    pack_constants(p);
+}
+
+}  // namespace cips

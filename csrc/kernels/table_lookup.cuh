@@ -1,0 +1,126 @@
+// Bilinear interpolation in a table of vectors at the coordinates of pixels: the embeddings that the on-chip stack reads
+// beside its Fourier features. A warp takes eight pixels in turn, a lane eight channels of them at a time.
+//
+// The arithmetic is that of cips_kernels/encoding.py, operation by operation, so that the bits agree.
+#pragma once
+
+#include "tile/pixel_coordinates.cuh"
+#include "tile/vector.cuh"
+
+namespace cips {
+
+constexpr int kLookupThreads = 256;
+constexpr int kLookupPixels = 8;  // of a warp, one after the other
+
+struct TableLookupParams {
+    const void* table;  // [rows][columns][features]
+    int64_t rows;
+    int64_t columns;
+    int32_t features;
+    bool vectors;  // whether entries start on 16 bytes, eight channels at a time
+    bool exact;    // -1 and +1 are the centres of the border entries; otherwise the outer edges
+    PixelPlaces places;
+    void* out;             // [images][P][row_stride]
+    int64_t row_stride;    // elements, a multiple of 8
+    int64_t batch_stride;  // elements
+};
+
+/// The two positions around a coordinate, and the weight of the second.
+struct Neighbours {
+    int64_t first, second;
+    float weight;
+};
+
+__device__ __forceinline__ Neighbours neighbours(float t, int64_t count, bool exact)
+{
+    float position;
+    if (exact) {
+        position = __fmul_rn(__fadd_rn(t, 1.0f), static_cast<float>(0.5 * static_cast<double>(count - 1)));
+        const float off = __fsub_rn(rintf(position), position);
+        // what float32 cannot tell from a grid point is one
+        if (fabsf(off) <= static_cast<float>(count) * 0x1p-22f) position = __fadd_rn(position, off);
+    } else {
+        position = __fmul_rn(0.5f, __fsub_rn(__fmul_rn(__fadd_rn(t, 1.0f), static_cast<float>(count)), 1.0f));
+    }
+    const float last = static_cast<float>(count - 1);
+    position = position < 0.0f ? 0.0f : position > last ? last : position;  // NaN stays
+    // a NaN coordinate reads entry 0 and stays NaN through its weight
+    const float whole = fminf(isnan(position) ? 0.0f : floorf(position), static_cast<float>(count > 1 ? count - 2 : 0));
+    const auto first = static_cast<int64_t>(whole);
+    return {first, first + 1 < count ? first + 1 : count - 1, __fsub_rn(position, whole)};
+}
+
+/// (1 - weight) a + weight b, exactly a at weight 0 and b at weight 1.
+__device__ __forceinline__ float interpolate(float a, float b, float weight)
+{
+    return __fadd_rn(__fmul_rn(__fsub_rn(1.0f, weight), a), __fmul_rn(weight, b));
+}
+
+template <typename T>
+__device__ __forceinline__ void load_entry(float (&v)[8], const T* entry, int channel, int features, bool vectors)
+{
+    if (vectors) {
+        constexpr int kWords = sizeof(T) / 2;  // of 16 bytes
+        uint4 words[kWords];
+#pragma unroll
+        for (int i = 0; i < kWords; ++i) words[i] = __ldg(reinterpret_cast<const uint4*>(entry + channel) + i);
+        const T* values = reinterpret_cast<const T*>(words);
+#pragma unroll
+        for (int e = 0; e < 8; ++e) v[e] = static_cast<float>(values[e]);
+    } else {
+#pragma unroll
+        for (int e = 0; e < 8; ++e) v[e] = channel + e < features ? static_cast<float>(entry[channel + e]) : 0.0f;
+    }
+}
+
+/// Value of another lane.
+__device__ __forceinline__ Neighbours shuffle(const Neighbours& n, int lane)
+{
+    return {__shfl_sync(~0u, n.first, lane), __shfl_sync(~0u, n.second, lane), __shfl_sync(~0u, n.weight, lane)};
+}
+
+/// Grid: (blocks over pixels, images).
+template <typename T, typename Out>
+__global__ void __launch_bounds__(kLookupThreads) table_lookup_kernel(const __grid_constant__ TableLookupParams p)
+{
+    const int lane = threadIdx.x % 32;
+    const int image = blockIdx.y;
+    const int64_t first = (static_cast<int64_t>(blockIdx.x) * (kLookupThreads / 32) + threadIdx.x / 32) * kLookupPixels;
+    if (first >= p.places.pixels) return;
+    // each lane finds the place of one of the warp's pixels: 64-bit divisions are dear
+    const float2 point = pixel_coordinates(p.places, image, first + lane % kLookupPixels);
+    const Neighbours my_x = neighbours(point.x, p.columns, p.exact);
+    const Neighbours my_y = neighbours(point.y, p.rows, p.exact);
+    const auto* table = static_cast<const T*>(p.table);
+    const auto entry = [&](int64_t row, int64_t column) { return table + (row * p.columns + column) * p.features; };
+    for (int i = 0; i < kLookupPixels && first + i < p.places.pixels; ++i) {
+        const Neighbours x = shuffle(my_x, i), y = shuffle(my_y, i);
+        auto* out = static_cast<Out*>(p.out) + image * p.batch_stride + (first + i) * p.row_stride;
+        for (int channel = 8 * lane; channel < p.features; channel += 8 * 32) {
+            float v[8], right[8], lower[8], lower_right[8];
+            load_entry(v, entry(y.first, x.first), channel, p.features, p.vectors);
+            // a weight of 0 leaves the first entry as it is: the others need no reading
+            if (x.weight != 0.0f) {
+                load_entry(right, entry(y.first, x.second), channel, p.features, p.vectors);
+#pragma unroll
+                for (int e = 0; e < 8; ++e) v[e] = interpolate(v[e], right[e], x.weight);
+            }
+            if (y.weight != 0.0f) {
+                load_entry(lower, entry(y.second, x.first), channel, p.features, p.vectors);
+                if (x.weight != 0.0f) {
+                    load_entry(lower_right, entry(y.second, x.second), channel, p.features, p.vectors);
+#pragma unroll
+                    for (int e = 0; e < 8; ++e) lower[e] = interpolate(lower[e], lower_right[e], x.weight);
+                }
+#pragma unroll
+                for (int e = 0; e < 8; ++e) v[e] = interpolate(v[e], lower[e], y.weight);
+            }
+            // past L1: the stack reads it from L2
+            __stcg(reinterpret_cast<uint4*>(out + channel),
+                   make_uint4(pack_pair(v[0], v[1], Out()), pack_pair(v[2], v[3], Out()), pack_pair(v[4], v[5], Out()),
+                              pack_pair(v[6], v[7], Out())));
+        }
+    }
+}
+
+}  // namespace cips

@@ -1,0 +1,226 @@
+// Launches of the on-chip stack.
+
+#include "launch/stack.h"
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <utility>
+
+#include "kernels/stack_fwd.cuh"
+#include "kernels/stack_pack.cuh"
+#include "launch/cuda_guard.h"
+#include "launch/tensor_map.h"
+
+namespace cips {
+namespace {
+
+void require(bool holds, const std::string& message)
+{
+    if (!holds) throw std::invalid_argument(message);
+}
+
+void require_aligned(const void* pointer, const char* name, uintptr_t bytes)
+{
+    require(pointer != nullptr, std::string(name) + ": a null address came");
+    require(reinterpret_cast<uintptr_t>(pointer) % bytes == 0,
+            std::string(name) + ": address is not a multiple of " + std::to_string(bytes));
+}
+
+void require_half(DType dtype)
+{
+    require(dtype == DType::kBFloat16 || dtype == DType::kFloat16, "dtype: expected bfloat16 or float16");
+}
+
+template <typename T>
+void launch_pack(const StackPackParams& params, cudaStream_t stream)
+{
+    const int groups = (params.batch + kPackImages - 1) / kPackImages;
+    const unsigned blocks = static_cast<unsigned>(params.row_blocks * groups + params.record_blocks + 1);
+    stack_pack_kernel<T><<<blocks, kPackThreads, 0, stream>>>(params);
+    check_cuda(cudaGetLastError(), "launch of stack_pack_kernel");
+}
+
+/// Clusters that fit on a device at once, asked once for each kernel and device.
+template <typename T>
+int resident_clusters(int device)
+{
+    static std::mutex mutex;
+    static std::map<int, int> known;
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (const auto found = known.find(device); found != known.end()) return found->second;
+    check_cuda(cudaFuncSetAttribute(stack_fwd_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, kStackSharedBytes),
+               "cudaFuncSetAttribute(stack_fwd_kernel)");
+    int multiprocessors = 0, clusters = 0;
+    check_cuda(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
+               "cudaDeviceGetAttribute");
+    cudaLaunchAttribute attribute{};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {kCluster, 1, 1};
+    cudaLaunchConfig_t config{};
+    config.gridDim = multiprocessors / kCluster * kCluster;
+    config.blockDim = kStackThreads;
+    config.dynamicSmemBytes = kStackSharedBytes;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    check_cuda(cudaOccupancyMaxActiveClusters(&clusters, stack_fwd_kernel<T>, &config),
+               "cudaOccupancyMaxActiveClusters(stack_fwd_kernel)");
+    if (clusters < 1) throw std::runtime_error("stack_fwd_kernel: no cluster fits on the device");
+    return known[device] = clusters;
+}
+
+template <typename T>
+void launch_forward(const StackParams& params, const TensorMap& map, int device, cudaStream_t stream)
+{
+    const int64_t clusters = std::min<int64_t>(resident_clusters<T>(device), params.units);
+    stack_fwd_kernel<T><<<static_cast<unsigned>(clusters * kCluster), kStackThreads, kStackSharedBytes, stream>>>(params,
+                                                                                                               map);
+    check_cuda(cudaGetLastError(), "launch of stack_fwd_kernel");
+}
+
+template <typename T>
+uint32_t pair_of(float value)
+{
+    return pack_pair(value, value, T());
+}
+
+}  // namespace
+
+void stack_pack(const StackPlan& plan, const StackPack& a, Target target)
+{
+    require_half(a.dtype);
+    require_aligned(a.slabs, "slabs", 128);
+    require_aligned(a.records, "records", 16);
+    for (const auto& [pointer, name] : {std::pair{a.weights, "weights"}, std::pair{a.styles, "styles"},
+                                        std::pair{a.biases, "biases"}, std::pair{a.strengths, "strengths"}}) {
+        require_aligned(pointer, name, 4);
+    }
+    require_aligned(a.rgb_bias, "rgb_bias", 4);
+    if (a.fourier_weight != nullptr) {
+        require_aligned(a.fourier_bias, "fourier_bias", 4);
+        require_aligned(a.fourier, "fourier", 16);
+    }
+    StackPackParams p{};
+    p.weights = a.weights;
+    p.styles = a.styles;
+    p.style_stride = a.style_stride;
+    p.biases = a.biases;
+    p.strengths = a.strengths;
+    p.fourier_weight = a.fourier_weight;
+    p.fourier_bias = a.fourier_bias;
+    p.slabs = static_cast<char*>(a.slabs);
+    p.slab_stride = plan.slab_bytes;
+    p.records = static_cast<char*>(a.records);
+    p.record_stride = plan.record_bytes;
+    p.fourier = static_cast<float4*>(a.fourier);
+    p.rgb_bias = a.rgb_bias;
+    p.eps = a.eps;
+    p.fold = static_cast<float>(static_cast<double>(a.gain) * (1.0 - a.negative_slope));
+    p.batch = static_cast<int32_t>(plan.batch);
+    p.channels = static_cast<int32_t>(plan.channels);
+    p.register_inputs = static_cast<int32_t>(plan.register_inputs);
+    p.register_slabs = static_cast<int32_t>(plan.register_slabs());
+    p.streamed_slabs = static_cast<int32_t>(plan.streamed_slabs());
+    p.image_records = static_cast<int32_t>(plan.image_records);
+    p.row_blocks = static_cast<int32_t>(plan.image_records * kChunk / (kPackThreads / 32));
+    p.record_blocks = static_cast<int32_t>((plan.image_records * plan.batch + kPackThreads / 32 - 1) / (kPackThreads / 32));
+    p.depth = static_cast<int32_t>(plan.layers.size());
+    p.rgb_count = static_cast<int32_t>(plan.rgbs.size());
+    p.demodulate = a.demodulate;
+    const bool aligned = (reinterpret_cast<uintptr_t>(a.weights) | reinterpret_cast<uintptr_t>(a.styles)) % 16 == 0;
+    for (size_t i = 0; i < plan.layers.size(); ++i) {
+        const StackLayer& l = plan.layers[i];
+        const bool rows = (l.in_features | l.weight_offset | l.style_offset | a.style_stride) % 4 == 0;
+        p.vectors |= uint64_t{aligned && rows} << i;
+    }
+    std::copy(plan.layers.begin(), plan.layers.end(), p.layers);
+    std::copy(plan.rgbs.begin(), plan.rgbs.end(), p.rgbs);
+
+    const DeviceGuard guard(target.device);
+    const auto stream = reinterpret_cast<cudaStream_t>(target.stream);
+    if (a.dtype == DType::kBFloat16) {
+        launch_pack<__nv_bfloat16>(p, stream);
+    } else {
+        launch_pack<__half>(p, stream);
+    }
+}
+
+void stack_forward(const StackPlan& plan, const StackForward& a, Target target)
+{
+    require_half(a.dtype);
+    require_aligned(a.slabs, "slabs", 128);
+    require_aligned(a.records, "records", 16);
+    require(a.pixels >= 1 && a.pixels < int64_t{1} << 31, "pixels: expected 1 to 2^31 - 1");
+    require((a.fourier == nullptr) != (a.x == nullptr), "x: expected either x or fourier");
+    require(a.fourier == nullptr || a.coords != nullptr || a.grid_columns > 0, "coords: expected coords or a grid");
+    require(a.negative_slope < 1.0f, "negative_slope: expected less than 1");
+    require_aligned(a.rgb, "rgb", 4);
+    const bool counted = a.noise_mode == NoiseMode::kIndex || a.noise_mode == NoiseMode::kCoords;
+    if (counted) require_aligned(a.seed, "seed", 8);
+    require(a.noise_mode != NoiseMode::kCoords || a.coords != nullptr || a.grid_columns > 0,
+            "coords: expected coords or a grid");
+    if (a.noise_mode == NoiseMode::kGiven) require_aligned(a.noise, "noise", 4);
+    if (a.coords != nullptr) require_aligned(a.coords, "coords", 8);
+    if (a.x != nullptr) {
+        require_aligned(a.x, "x", 16);
+        require(a.x_row_stride % 16 == 0 && a.x_batch_stride % 16 == 0, "x: expected strides of 16 bytes");
+        require(a.x_row_stride >= plan.register_slabs() * kSlab * 2, "x: expected rows padded to 64 channels");
+    }
+    StackParams p{};
+    p.slabs = static_cast<const char*>(a.slabs);
+    p.slab_stride = plan.slab_bytes;
+    p.records = static_cast<const char*>(a.records);
+    p.record_stride = plan.record_bytes;
+    p.rgb_bias = a.rgb_bias;
+    p.fourier = static_cast<const float4*>(a.fourier);
+    p.x = static_cast<const char*>(a.x);
+    p.x_batch_stride = a.x_batch_stride;
+    p.x_row_stride = a.x_row_stride;
+    p.places = {a.coords, a.coords_batch_stride, a.grid_rows, a.grid_columns, a.first_pixel, a.pixels};
+    p.seed = a.seed;
+    p.noise = a.noise;
+    p.noise_layer_stride = a.noise_layer_stride;
+    p.noise_batch_stride = a.noise_batch_stride;
+    p.rgb = a.rgb;
+    p.rgb_batch_stride = a.rgb_batch_stride;
+    p.rgb_pixel_stride = a.rgb_pixel_stride;
+    p.rgb_channel_stride = a.rgb_channel_stride;
+    const int64_t groups = (a.pixels + kGroupPixels - 1) / kGroupPixels;
+    require(groups * plan.batch < int64_t{1} << 31, "pixels: more units of work than 2^31");
+    p.groups = static_cast<int32_t>(groups);
+    p.units = static_cast<int32_t>(groups * plan.batch);
+    p.noise_mode = static_cast<StackNoise>(a.noise_mode);
+    p.first_image = static_cast<int32_t>(a.first_image);
+    p.first_layer = static_cast<int32_t>(a.first_layer);
+    p.channels = static_cast<int32_t>(plan.channels);
+    p.depth = static_cast<int32_t>(plan.layers.size());
+    p.register_slabs = static_cast<int32_t>(plan.register_slabs());
+    p.streamed_slabs = static_cast<int32_t>(plan.streamed_slabs());
+    p.image_slabs = static_cast<int32_t>(plan.image_slabs);
+    p.image_records = static_cast<int32_t>(plan.image_records);
+    p.input_per_image = a.streamed_batch_stride != 0;
+    std::copy(plan.layers.begin(), plan.layers.end(), p.layers);
+
+    const DeviceGuard guard(target.device);
+    const auto stream = reinterpret_cast<cudaStream_t>(target.stream);
+    const bool bfloat16 = a.dtype == DType::kBFloat16;
+    TensorMap map{};
+    if (plan.streamed_inputs > 0) {
+        require_aligned(a.streamed, "streamed", 16);
+        const bool shared = a.streamed_batch_stride == 0;
+        map = make_tensor_map(a.streamed, shared ? 1 : plan.batch, a.pixels, plan.streamed_inputs,
+                              shared ? a.pixels * a.streamed_row_stride : a.streamed_batch_stride, a.streamed_row_stride,
+                              kWarpgroupPixels, bfloat16);
+    }
+    const float slope = a.negative_slope / (1.0f - a.negative_slope);
+    if (bfloat16) {
+        p.slope_pair = pair_of<__nv_bfloat16>(slope);
+        launch_forward<__nv_bfloat16>(p, map, target.device, stream);
+    } else {
+        p.slope_pair = pair_of<__half>(slope);
+        launch_forward<__half>(p, map, target.device, stream);
+    }
+}
+
+}  // namespace cips

@@ -1,0 +1,101 @@
+// The on-chip stack: plain structs in, launches out. No CUDA header, no Python, no torch.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "launch/modulate.h"
+#include "tile/stack_layout.h"
+
+namespace cips {
+
+/// Where one matrix lies in the caller's flat tensors, in elements.
+struct StackMatrix {
+    int64_t out_features;
+    int64_t in_features;
+    int64_t weight_offset;
+    int64_t style_offset;
+    int64_t bias_offset;
+};
+
+/// Everything that depends on shapes alone; made once for a stack and batch size.
+struct StackPlan {
+    int64_t batch;
+    int64_t channels;
+    int64_t register_inputs;
+    int64_t streamed_inputs;
+    int64_t slab_bytes;     // an image's slabs
+    int64_t record_bytes;   // an image's records
+    int64_t image_slabs;
+    int64_t image_records;
+    std::vector<StackLayer> layers;
+    std::vector<StackRgb> rgbs;
+
+    int64_t register_slabs() const { return (register_inputs + kSlab - 1) / kSlab; }
+    int64_t streamed_slabs() const { return (streamed_inputs + kSlab - 1) / kSlab; }
+};
+
+/// rgb_after[k]: the layer that rgbs[k] reads. register_inputs: channels of the first layer's input that are held in
+/// registers; the rest is streamed. Throws std::invalid_argument, naming what the kernel cannot serve.
+StackPlan make_stack_plan(const std::vector<StackMatrix>& layers, const std::vector<StackMatrix>& rgbs,
+                          const std::vector<int64_t>& rgb_after, int64_t register_inputs, int64_t batch);
+
+struct StackPack {
+    const float* weights;
+    const float* styles;  // [B, style_stride]
+    int64_t style_stride;
+    const float* biases;
+    const float* strengths;       // [L]
+    const float* fourier_weight;  // [register_inputs, 2], or null
+    const float* fourier_bias;    // [register_inputs]
+    void* slabs;                  // [B, plan.slab_bytes], 128-byte aligned
+    void* records;                // [B, plan.record_bytes], 16-byte aligned
+    void* fourier;                // [register_slabs * 64, 4] floats, 16-byte aligned
+    float* rgb_bias;              // [kMaxRgbChannels]
+    DType dtype;                  // bfloat16 or float16
+    float eps;
+    float gain;
+    float negative_slope;
+    bool demodulate;
+};
+
+enum class NoiseMode { kNone, kIndex, kCoords, kGiven };
+
+struct StackForward {
+    const void* slabs;
+    const void* records;
+    const void* fourier;  // null: x is given
+    const float* rgb_bias;
+    const void* x;  // [B or 1, P, register_inputs or more], 16-byte aligned rows; null with fourier
+    int64_t x_batch_stride;  // bytes, as all strides of 16-bit tensors
+    int64_t x_row_stride;
+    const void* streamed;  // [B or 1, P, streamed_inputs], 16-byte aligned rows
+    int64_t streamed_batch_stride;
+    int64_t streamed_row_stride;
+    const float* coords;  // [B or 1, P, 2], or null
+    int64_t coords_batch_stride;  // floats
+    int64_t grid_rows;
+    int64_t grid_columns;
+    int64_t first_pixel;
+    NoiseMode noise_mode;
+    const int64_t* seed;
+    const float* noise;  // [L, B, P] with strides in floats
+    int64_t noise_layer_stride;
+    int64_t noise_batch_stride;
+    int64_t first_image;
+    int64_t first_layer;
+    float* rgb;  // [B, P, C] with strides in floats
+    int64_t rgb_batch_stride;
+    int64_t rgb_pixel_stride;
+    int64_t rgb_channel_stride;
+    int64_t pixels;
+    DType dtype;
+    float negative_slope;
+};
+
+/// One launch each. Throw std::invalid_argument for bad arguments, std::runtime_error with CUDA's words when CUDA
+/// refuses.
+void stack_pack(const StackPlan& plan, const StackPack& arguments, Target target);
+void stack_forward(const StackPlan& plan, const StackForward& arguments, Target target);
+
+}  // namespace cips

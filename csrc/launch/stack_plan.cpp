@@ -1,0 +1,96 @@
+// Lays a stack out as slabs and records. Plain C++: tested without a GPU.
+
+#include <stdexcept>
+#include <string>
+
+#include "launch/stack.h"
+
+namespace cips {
+namespace {
+
+void require(bool holds, const std::string& name, int64_t came, const std::string& expected)
+{
+    if (!holds) throw std::invalid_argument(name + ": " + std::to_string(came) + " came, expected " + expected);
+}
+
+int64_t divide_up(int64_t n, int64_t by)
+{
+    return (n + by - 1) / by;
+}
+
+/// Where an output of so many chunks of a layer's width lands: see StackLayer.
+uint8_t positions_of(int64_t width, int64_t chunks)
+{
+    const int64_t in_last = divide_up(width - kChunk * (chunks - 1), kSlab);
+    const int64_t low = (1 << 2 * (chunks - 1)) - 1;
+    return static_cast<uint8_t>(low | ((1 << in_last) - 1) << (kRegisterSlabs - 2));
+}
+
+}  // namespace
+
+StackPlan make_stack_plan(const std::vector<StackMatrix>& layers, const std::vector<StackMatrix>& rgbs,
+                          const std::vector<int64_t>& rgb_after, int64_t register_inputs, int64_t batch)
+{
+    const auto depth = static_cast<int64_t>(layers.size());
+    require(depth >= 1 && depth <= kMaxStackLayers, "layers", depth, "1 to " + std::to_string(kMaxStackLayers));
+    require(rgbs.size() == rgb_after.size(), "rgb_after", static_cast<int64_t>(rgb_after.size()), "one a ToRGB");
+    require(batch >= 1 && batch <= 65535, "batch", batch, "1 to 65535");
+    require(register_inputs >= 1 && register_inputs <= kRegisterInputs, "register_inputs", register_inputs,
+            "1 to " + std::to_string(kRegisterInputs));
+    StackPlan plan{};
+    plan.batch = batch;
+    plan.register_inputs = register_inputs;
+    plan.streamed_inputs = layers[0].in_features - register_inputs;
+    require(plan.streamed_inputs >= 0 && plan.streamed_inputs <= kRegisterInputs, "in_features of layer 0",
+            layers[0].in_features,
+            "at least register_inputs, and at most " + std::to_string(kRegisterInputs) + " more");
+    int64_t slabs = 0, records = 0;
+    uint8_t positions = static_cast<uint8_t>((1 << plan.register_slabs()) - 1);
+    for (int64_t index = 0; index < depth; ++index) {
+        const StackMatrix& m = layers[index];
+        const std::string name = "layer " + std::to_string(index);
+        require(m.out_features >= 1 && m.out_features <= kRegisterInputs, name + ": out_features", m.out_features,
+                "1 to " + std::to_string(kRegisterInputs));
+        require(index == 0 || m.in_features == layers[index - 1].out_features, name + ": in_features", m.in_features,
+                "the layer before's out_features");
+        StackLayer l{};
+        l.in_features = static_cast<int32_t>(m.in_features);
+        l.out_features = static_cast<int32_t>(m.out_features);
+        l.weight_offset = m.weight_offset;
+        l.style_offset = static_cast<int32_t>(m.style_offset);
+        l.bias_offset = static_cast<int32_t>(m.bias_offset);
+        l.chunks = static_cast<uint8_t>(divide_up(m.out_features, kChunk));
+        l.positions = positions;
+        l.slabs = static_cast<uint8_t>(index == 0 ? plan.register_slabs() + plan.streamed_slabs()
+                                                  : divide_up(m.in_features, kSlab));
+        l.slab_offset = slabs * kSlabBytes;
+        l.first_record = static_cast<int32_t>(records);
+        slabs += int64_t{l.chunks} * l.slabs;
+        records += l.chunks;
+        positions = positions_of(m.out_features, l.chunks);
+        plan.layers.push_back(l);
+    }
+    for (size_t k = 0; k < rgbs.size(); ++k) {
+        const int64_t after = rgb_after[k];
+        require(after >= 0 && after < depth, "rgb_after", after, "a layer");
+        require(rgbs[k].in_features == layers[after].out_features, "ToRGB: in_features", rgbs[k].in_features,
+                "the out_features of the layer it reads");
+        require(k == 0 || rgbs[k].out_features == plan.channels, "ToRGB: channels", rgbs[k].out_features,
+                "as many as the others");
+        plan.channels = rgbs[k].out_features;
+        require(plan.channels >= 1 && plan.channels <= kMaxRgbChannels, "ToRGB: channels", plan.channels,
+                "1 to " + std::to_string(kMaxRgbChannels));
+        plan.layers[after].rgb = 1;
+        plan.rgbs.push_back({rgbs[k].weight_offset, static_cast<int32_t>(rgbs[k].style_offset),
+                             static_cast<int32_t>(rgbs[k].bias_offset), static_cast<int32_t>(after)});
+    }
+    require(!rgbs.empty() && rgbs.size() <= 24, "ToRGBs", static_cast<int64_t>(rgbs.size()), "1 to 24");
+    require(plan.layers.back().rgb != 0, "depth", depth, "no layers after the last that a ToRGB reads");
+    plan.image_slabs = slabs;
+    plan.image_records = records;
+    plan.slab_bytes = slabs * kSlabBytes;
+    plan.record_bytes = records * kRecordBytes;
+    return plan;
+}
+
+}  // namespace cips

@@ -1,0 +1,28 @@
+// Coordinates of the pixels of a call.
+#pragma once
+
+#include "tile/pixel_places.h"
+
+namespace cips {
+
+/// float32 coordinate t(i; n) = (2 i - (n - 1)) / (n - 1), evaluated in float64 from integers and rounded once, as
+/// cips_kernels/encoding.py does, so that the bits agree.
+__device__ __forceinline__ float grid_coordinate(int64_t position, int64_t count)
+{
+    if (count == 1) return 0.0f;
+    return static_cast<float>(static_cast<double>(2 * position - (count - 1)) / static_cast<double>(count - 1));
+}
+
+/// (x, y) of a pixel of this call; pixels beyond the last repeat it.
+__device__ __forceinline__ float2 pixel_coordinates(const PixelPlaces& p, int image, int64_t pixel)
+{
+    pixel = pixel < p.pixels ? pixel : p.pixels - 1;
+    if (p.coords != nullptr) {
+        return __ldg(reinterpret_cast<const float2*>(p.coords + image * p.coords_batch_stride) + pixel);
+    }
+    const int64_t index = p.first_pixel + pixel;
+    return make_float2(grid_coordinate(index % p.grid_columns, p.grid_columns),
+                       grid_coordinate(index / p.grid_columns, p.grid_rows));
+}
+
+}  // namespace cips

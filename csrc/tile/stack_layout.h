@@ -1,0 +1,76 @@
+// What lies where in the on-chip stack: slabs of weights, records of chunks, the plan that every part shares.
+//
+// A layer's outputs are worked off in chunks of kChunk channels, its inputs in slabs of kSlab. The weights of one
+// chunk and slab are one slab image [kChunk outputs][kSlab inputs] of 16-bit values, 16 bytes swizzled by the row,
+// and travel as they lie. A chunk's record holds what its tail needs: bias, noise strength, ToRGB fragments.
+//
+// The first layer's inputs come in two parts: up to kRegisterInputs held in registers (Fourier features, or the
+// first channels of x), and the rest streamed as slabs [pixels][kSlab] (the table's embeddings, or the rest of x).
+#pragma once
+
+#include <cstdint>
+
+namespace cips {
+
+constexpr int kMaxStackLayers = 64;
+constexpr int kChunk = 128;
+constexpr int kSlab = 64;
+constexpr int kRegisterInputs = 512;
+constexpr int kRegisterSlabs = kRegisterInputs / kSlab;
+constexpr int kMaxRgbChannels = 3;
+
+constexpr int kCluster = 2;           // blocks that share one stream of weights
+constexpr int kConsumers = 2;         // warpgroups of a block that compute
+constexpr int kWarpgroupPixels = 64;  // pixels of a warpgroup
+constexpr int kBlockPixels = kConsumers * kWarpgroupPixels;
+constexpr int kGroupPixels = kCluster * kBlockPixels;  // pixels of one unit of work
+constexpr int kStackThreads = 128 * (kConsumers + 1);
+
+constexpr int kSlabBytes = kChunk * kSlab * 2;
+constexpr int kInputSlabBytes = kWarpgroupPixels * kSlab * 2;  // one warpgroup's
+static_assert(kConsumers * kInputSlabBytes == kSlabBytes, "streamed inputs of a block fill one slot of the ring");
+
+constexpr int kRgbLanes = 4 * kMaxRgbChannels;  // lanes of a ToRGB fragment that are not zero
+constexpr int kRecordBias = 0;                             // kChunk floats, in the order of start_chunk
+constexpr int kRecordStrength = kRecordBias + 4 * kChunk;  // a float, 12 bytes of padding
+constexpr int kRecordRgb = kRecordStrength + 16;           // [kChunk / 16][kRgbLanes] of 8 bytes
+constexpr int kRecordBytes = kRecordRgb + kChunk / 16 * kRgbLanes * 8;
+static_assert(kRecordBytes % 16 == 0, "records travel by bulk copy");
+
+// Shared memory of a block. The parking area holds, for each warpgroup, the chunks of a layer's output that are
+// done while the layer's input is still needed; the last chunk never parks.
+constexpr int kParkedChunks = kRegisterInputs / kChunk - 1;
+constexpr int kParkBytes = kParkedChunks * kWarpgroupPixels * kChunk * 2;
+constexpr int kStages = 8;   // slots of the ring
+constexpr int kRecords = 2;  // buffers of records
+constexpr int kRingOffset = kConsumers * kParkBytes;
+constexpr int kRecordOffset = kRingOffset + kStages * kSlabBytes;
+constexpr int kBarrierOffset = kRecordOffset + kRecords * kRecordBytes;
+constexpr int kStackSharedBytes = kBarrierOffset + 2 * 8 * (kStages + kRecords);
+static_assert(kStackSharedBytes <= 227 * 1024, "shared memory of a block");
+
+/// One layer. positions: which of the 8 slab positions of the registers its input occupies. A layer's chunks but the
+/// last land at positions 2 c and 2 c + 1, the last at 6 and 7.
+struct StackLayer {
+    int32_t in_features;
+    int32_t out_features;
+    int64_t weight_offset;  // elements, in the caller's flat weights
+    int64_t slab_offset;    // bytes, in an image's slabs
+    int32_t style_offset;   // column of the styles
+    int32_t bias_offset;
+    int32_t first_record;   // in an image's records
+    uint8_t chunks;
+    uint8_t positions;
+    uint8_t slabs;  // of 64 input channels, streamed ones included
+    uint8_t rgb;    // whether a ToRGB reads after it
+};
+
+/// One ToRGB.
+struct StackRgb {
+    int64_t weight_offset;
+    int32_t style_offset;
+    int32_t bias_offset;
+    int32_t layer;
+};
+
+}  // namespace cips
