@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .cpu_plan import Plan, clear
-from .packing import Matrix, activation, empty_activations
+from .cpu_plan import MatrixGradient, Plan, clear, row_scales
+from .packing import activation, empty_activations
 from .spec import Needs, StackGrads, StackInputs, StackSaved, StackSpec, empty_like_layout, is_channel_major
 
 # --- forward --------------------------------------------------------------------------------------------------------
@@ -64,17 +64,16 @@ def forward(
     """Serve a forward call: the last layer's features, the RGB sum, and what the backward needs.
 
     What is saved: features and activations as `packing` plans them, but where `x` is channel-major each layer's region
-    holds `[B, O, P]`. The backward makes its matrices anew, so `mods` is zeros.
+    holds `[B, O, P]`. The backward makes its matrices anew, so `mods` is empty.
     """
     x, batch, depth = inputs.x, inputs.batch, spec.depth
     plan = Plan(inputs, spec)
-    features, activations, mods = x.new_empty(0), x.new_empty(0), x.new_empty(0)
+    features, activations, mods = (x.new_empty(0) for _ in range(3))
     keep_features = depth > 0 and (want_features or save)
     if keep_features:
         features = empty_like_layout(x, batch, spec.widths[-1], x.dtype)
     if save:
         activations = empty_activations(x, spec.widths, batch, inputs.pixels)
-        mods = x.new_zeros(plan.packing.mod_numel)
     saved = _saved_outputs(activations, inputs, spec) if save else []
     rgb = empty_like_layout(x, batch, spec.rgb_channels if spec.rgb_after else 0, plan.wide)
     rgb_bias = sum(plan.packing.bias(inputs.biases, matrix) for matrix in plan.packing.rgbs)
@@ -84,9 +83,8 @@ def forward(
     tiles = [first] + [pair[layer % 2] for layer in range(depth)]
     steps_of = {size: _steps(plan, tiles, size) for size in {p.stop - p.start for p in plan.tiles()}}
     for image in range(batch):
-        clear(first)
-        for tile in pair:
-            clear(tile)
+        if image:
+            clear(first, *pair)
         for pixels in plan.tiles():
             steps = steps_of[pixels.stop - pixels.start]
             columns = plan.extra_columns(image, pixels)
@@ -121,15 +119,23 @@ def forward(
 class _Gradients:
     """Gradients of the parameters: dL/dA of one image, summed over its tiles, and over images what follows from it."""
 
-    def __init__(self, plan: Plan, needs: Needs) -> None:
+    def __init__(self, plan: Plan, needs: Needs, every_matrix: bool) -> None:
         inputs = plan.inputs
         self.plan, self.needs = plan, needs
-        self.weights, self.styles = torch.zeros_like(inputs.weights), torch.zeros_like(inputs.styles)
+        # a matrix's first image overwrites, unless there are matrices that no gradient reaches
+        self.weights = torch.empty_like(inputs.weights) if every_matrix else torch.zeros_like(inputs.weights)
+        self.styles = torch.zeros_like(inputs.styles)
+        self._matrices = [self._matrix(index) for index in range(len(plan.packing.matrices))]
         self.biases, self.strengths = (
             torch.zeros_like(inputs.biases),
             torch.zeros_like(inputs.noise_strengths),
         )
         self.sums = plan.new_matrices(plan.wide)
+
+    def _matrix(self, index: int) -> MatrixGradient:
+        plan, matrix = self.plan, self.plan.packing.matrices[index]
+        grads = plan.packing.weight(self.weights, matrix), plan.packing.style(self.styles, matrix)
+        return MatrixGradient(plan.weights[index], plan.styles[index], matrix.demodulate, *grads)
 
     def add(self, number: int, image: int, pixels: slice, u: Tensor, x: Tensor) -> None:
         """Add a tile: `U` `[T, rows]` and `X` `[T, I + extra]`; with the image's last one, dL/dA is complete."""
@@ -156,26 +162,17 @@ class _Gradients:
             self.sums[number],
         )
         if level.layer is not None:
-            layer = total[: level.outs].mul_(plan.spec.gain)
-            packing.bias(self.biases, level.layer).add_(layer[:, level.ins])
+            layer, gain = total[: level.outs], plan.spec.gain
+            packing.bias(self.biases, packing.matrices[level.layer]).add_(layer[:, level.ins], alpha=gain)
             if plan.inputs.has_noise:
-                self.strengths[number] += layer[:, level.ins + 1].sum()
+                self.strengths[number] += layer[:, level.ins + 1].sum() * gain
             if self.needs.weights:
-                self._modulated(level.layer, layer[:, : level.ins], image)
+                c = plan.weights[level.layer].shape[1] ** -0.5
+                scale = plan.scales[level.layer][image] if plan.spec.demodulate else c
+                self._matrices[level.layer].add(image, layer[:, : level.ins], scale, gain)
         if self.needs.weights:
-            for matrix in level.rgbs:
-                self._modulated(matrix, total[level.outs :, : level.ins], image)
-
-    def _modulated(self, matrix: Matrix, n: Tensor, image: int) -> None:
-        """Add what follows from `n` = dL/dM `[O, I]`: dV = d (N - M t), t = sum_j N M; dW = c s dV; ds = c sum_i W dV."""
-        packing, inputs = self.plan.packing, self.plan.inputs
-        v, scale = self.plan.modulated(matrix, image)
-        dv = n * scale  # c dV, to be
-        if matrix.demodulate:
-            t = (dv * v).sum(1, keepdim=True).mul_(scale.square())
-            dv.addcmul_(v, t, value=-1.0)
-        packing.weight(self.weights, matrix).addcmul_(dv, packing.style(inputs.styles, matrix)[image])
-        packing.style(self.styles, matrix)[image] = dv.mul_(packing.weight(inputs.weights, matrix)).sum(0)
+            for rgb in level.rgbs:
+                self._matrices[rgb].add(image, total[level.outs :, : level.ins], level.ins**-0.5)
 
 
 @torch.no_grad()
@@ -190,7 +187,7 @@ def backward(
     """Serve a backward call: for each image and tile, the levels from the last to the first."""
     x, depth = inputs.x, spec.depth
     plan = Plan(inputs, spec)
-    grads = _Gradients(plan, needs)
+    grads = _Gradients(plan, needs, every_matrix=grad_rgb is not None or not spec.rgb_after)
     shared = x.shape[0] < inputs.batch
     grad_x = grad_noise = None
     if needs.x:
@@ -204,8 +201,8 @@ def backward(
     x_tile = plan.new_tile(max(spec.widths) + plan.extra)
     u_tiles = [plan.new_tile(max(spec.widths) + spec.rgb_channels) for _ in range(2)]
     for image in range(inputs.batch):
-        for tile in (x_tile, *u_tiles):
-            clear(tile)
+        if image:
+            clear(x_tile, *u_tiles)
         for pixels in plan.tiles():
             size = pixels.stop - pixels.start
             columns = plan.extra_columns(image, pixels, needs.noise)
@@ -248,3 +245,41 @@ def backward(
     if grad_x is not None:
         grad_x = grad_x.to(x.dtype)
     return StackGrads(grad_x, grads.weights, grads.styles, grads.biases, grads.strengths, grad_noise)
+
+
+# --- modulated weights by themselves --------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def modulate(weight: Tensor, style: Tensor, *, demodulate: bool, eps: float, dtype: torch.dtype) -> Tensor:
+    """`reference.modulate` image by image, so that an image's matrix stays in cache from pass to pass.
+
+    Args:
+        weight, style: `[O, I]` and `[B, I]`, float32 or float64.
+        demodulate, eps, dtype: as there.
+
+    Returns:
+        `[B, O, I]`, contiguous.
+    """
+    mods = weight.new_empty((style.shape[0], *weight.shape), dtype=dtype)
+    scales = row_scales(weight, style, eps)[:, :, None] if demodulate else None
+    for image, mod in enumerate(mods):
+        v = torch.mul(weight, style[image], out=mod if dtype == weight.dtype else None)
+        v.mul_(weight.shape[1] ** -0.5 if scales is None else scales[image])
+        if dtype != weight.dtype:
+            mod.copy_(v)
+    return mods
+
+
+@torch.no_grad()
+def modulate_backward(
+    grad: Tensor, weight: Tensor, style: Tensor, *, demodulate: bool, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `weight` `[O, I]` and `style` `[B, I]` from `grad` = dL/dM `[B, O, I]`, all of one dtype; see
+    `reference.modulate_backward`."""
+    grads = weight.new_empty(weight.shape), style.new_empty(style.shape)
+    scales = row_scales(weight, style, eps)[:, :, None] if demodulate else None
+    total = MatrixGradient(weight, style, demodulate, *grads)
+    for image, n in enumerate(grad):
+        total.add(image, n, weight.shape[1] ** -0.5 if scales is None else scales[image])
+    return grads

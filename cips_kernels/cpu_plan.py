@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from .noise import normal_at, pixel_counters
-from .packing import Matrix
 from .spec import StackInputs, StackSpec, accumulation_dtype, is_channel_major
 
 _L2_BYTES = 1 << 20  # of a core, where torch does not tell
@@ -86,6 +85,50 @@ def tile_pixels(spec: StackSpec, dtype: torch.dtype, pixels: int) -> int:
     return -(-pixels // count)
 
 
+# --- modulation -----------------------------------------------------------------------------------------------------
+
+
+def row_scales(weight: Tensor, styles: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
+    """`c d` `[B, O]` of a demodulated `weight` `[O, I]` and `styles` `[B, I]`: the squared norms of all images' rows are
+    one small product, `s^2 (W^2)^T`."""
+    squares = torch.mm(styles.square(), weight.square().t(), out=out)
+    return _reciprocal(squares, eps, weight.shape[1])
+
+
+def _reciprocal(squares: Tensor, eps: float, channels: int) -> Tensor:
+    """`c d = c / sqrt(sum (c s W)^2 + eps)`, where `c^2 = 1 / I`, in place of `sum (s W)^2`."""
+    return squares.add_(eps * channels).rsqrt_()
+
+
+@dataclass(frozen=True)
+class MatrixGradient:
+    """Gradients `grad_weight` `[O, I]` and `grad_styles` `[B, I]` of one matrix, from N = dL/dM of one image after the other."""
+
+    weight: Tensor
+    styles: Tensor
+    demodulate: bool
+    grad_weight: Tensor
+    grad_styles: Tensor
+
+    def add(self, image: int, n: Tensor, scale: Tensor | float, gain: float = 1.0) -> None:
+        """Add what follows from `gain n` = N `[O, I]`; the first image overwrites what the gradients held.
+
+        With `scale` k `[O, 1]` (`c d`, or `c` without demodulation), `v = s W` and `M = k v`:
+        `dV = k (N - M sum_j N M)`, `dW = sum_b s dV`, `ds = sum_i W dV`.
+        """
+        style = self.styles[image]
+        dv = n * (scale * gain)
+        if self.demodulate:
+            # subtracted number by number: sums of what has not cancelled yet would lose digits where N is nearly along M
+            v = self.weight * style
+            dv.addcmul_(v, (dv * v).sum(1, keepdim=True).mul_(scale).mul_(scale), value=-1.0)
+        if image:
+            self.grad_weight.addcmul_(dv, style)
+        else:
+            torch.mul(dv, style, out=self.grad_weight)
+        torch.sum(dv.mul_(self.weight), 0, out=self.grad_styles[image])
+
+
 # --- matrices and tiles ---------------------------------------------------------------------------------------------
 
 
@@ -95,15 +138,15 @@ class Level:
 
     Attributes:
         ins, outs: channels of the input and of the layer (0 at the last level, which has none).
-        layer: the layer's plan, or None.
-        rgbs: plans of the ToRGBs.
+        layer: the layer's place in `Packing.matrices`, or None.
+        rgbs: places of the ToRGBs.
         rows, columns: of `A`: `O + C` and `I + extra`; C is 0 where no ToRGB reads, extra where there is no layer.
     """
 
     ins: int
     outs: int
-    layer: Matrix | None
-    rgbs: tuple[Matrix, ...]
+    layer: int | None
+    rgbs: tuple[int, ...]
     rows: int
     columns: int
 
@@ -117,6 +160,8 @@ class Plan:
         extra: columns after the input, 2 with noise and 1 without.
         levels: one more than there are layers, for the ToRGBs that read the last.
         matrices: `A` of every level for one image.
+        weights, styles: `[O, I]` and `[B, I]` of every matrix, layers first: views of the flat tensors.
+        scales: `c d` `[B, O, 1]` of every matrix; only what was modulated, and demodulates, is filled.
     """
 
     def __init__(self, inputs: StackInputs, spec: StackSpec) -> None:
@@ -129,20 +174,28 @@ class Plan:
         self._strip, self._strip_of = inputs.x.new_empty(0), (-1, -1)
         self.gained_biases = inputs.biases * spec.gain
         self.gained_strengths = inputs.noise_strengths * spec.gain
+        self.weights = [self.packing.weight(inputs.weights, matrix) for matrix in self.packing.matrices]
+        self.styles = [self.packing.style(inputs.styles, matrix) for matrix in self.packing.matrices]
+        # in one piece: small tensors that stay would split the heap, where a layer's large ones come and go
+        scales = inputs.biases.new_empty((inputs.batch, self.packing.bias_numel))
+        self.scales = [
+            scales.narrow(1, matrix.bias_offset, matrix.out_features).unsqueeze(2)
+            for matrix in self.packing.matrices
+        ]
         self.levels = [self._level(number) for number in range(spec.depth + 1)]
         self.matrices = self.new_matrices(self.dtype)
 
     def _level(self, number: int) -> Level:
         ins = self.spec.widths[number]
-        layer = self.packing.layers[number] if number < self.spec.depth else None
-        outs = layer.out_features if layer is not None else 0
-        rgbs = tuple(self.packing.rgbs[k] for k in self.spec.rgbs_after(number - 1))
+        layer = number if number < self.spec.depth else None
+        outs = self.spec.widths[number + 1] if layer is not None else 0
+        rgbs = tuple(self.spec.depth + k for k in self.spec.rgbs_after(number - 1))
         rows = outs + (self.spec.rgb_channels if rgbs else 0)
         return Level(ins, outs, layer, rgbs, rows, ins + (self.extra if layer is not None else 0))
 
     def new_matrices(self, dtype: torch.dtype) -> list[Tensor]:
-        """`[rows, columns]` of every level, each row padded, zeros in the padding and past the end. Where all pixels are one tile they lie in the
-        same place, since each is wanted once."""
+        """`[rows, columns]` of every level, each row padded, zeros in the padding and past the end. Where all pixels are one
+        tile they lie in the same place, since each is wanted once."""
         widths = [_round_up(level.columns) for level in self.levels]
         sizes = [level.rows * width for level, width in zip(self.levels, widths)]
         starts = [
@@ -165,26 +218,31 @@ class Plan:
             v.mul_(scale * self.spec.gain)
             if v.dtype != self.dtype:
                 rows[:, : level.ins] = v
-            rows[:, level.ins] = self.packing.bias(self.gained_biases, level.layer)
+            rows[:, level.ins] = self.packing.bias(self.gained_biases, self.packing.matrices[level.layer])
             if self.inputs.has_noise:
                 rows[:, level.ins + 1] = self.gained_strengths[number]
         if level.rgbs:
             parts = [v.mul_(scale) for v, scale in (self.modulated(rgb, image) for rgb in level.rgbs)]
             matrix[level.outs :, : level.ins] = parts[0] if len(parts) == 1 else sum(parts)
 
-    def modulated(
-        self, matrix: Matrix, image: int, out: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | float]:
-        """`s W` `[O, I]` of one matrix for one image, in `out` if that has its dtype, and what makes it M: `c d` `[O, 1]`,
-        or `c` without demodulation."""
-        weight = self.packing.weight(self.inputs.weights, matrix)
-        style = self.packing.style(self.inputs.styles, matrix)[image]
-        v = torch.mul(weight, style, out=out if out is not None and out.dtype == weight.dtype else None)
+    def modulated(self, index: int, image: int, out: Tensor | None = None) -> tuple[Tensor, Tensor | float]:
+        """`s W` `[O, I]` of one matrix for one image, and what makes it M: `c d` `[O, 1]`, or `c` without demodulation.
+
+        It lies in `out` if that has its dtype, otherwise in memory of its own.
+        """
+        matrix, weight, styles = self.packing.matrices[index], self.weights[index], self.styles[index]
+        scales, several = self.scales[index], self.inputs.batch > 1
+        if matrix.demodulate and several and image == 0:
+            row_scales(weight, styles, self.spec.eps, out=scales.squeeze(2))
+        v = torch.mul(
+            weight, styles[image], out=out if out is not None and out.dtype == weight.dtype else None
+        )
         if not matrix.demodulate:
             return v, matrix.in_features**-0.5
-        # c d = c / sqrt(sum (c s W)^2 + eps), c^2 = 1 / I
-        norm = torch.linalg.vector_norm(v, dim=1, keepdim=True)
-        return v, norm.square_().add_(self.spec.eps * matrix.in_features).rsqrt_()
+        if not several:  # a single image's norms are cheaper this way
+            squares = torch.linalg.vector_norm(v, dim=1, keepdim=True, out=scales[0]).square_()
+            _reciprocal(squares, self.spec.eps, matrix.in_features)
+        return v, scales[image]
 
     def tiles(self) -> Iterator[slice]:
         """The pixels of each tile."""
@@ -192,7 +250,7 @@ class Plan:
             yield slice(first, min(first + self.tile, self.inputs.pixels))
 
     def new_tile(self, channels: int) -> Tensor:
-        """Zeros `[tile, channels or more]` in the memory order of `x`; `clear` it before an image."""
+        """Zeros `[tile, channels or more]` in the memory order of `x`; `clear` it before a second image."""
         x, channels = self.inputs.x, _round_up(channels)
         if not is_channel_major(x):
             return x.new_zeros((self.tile + _READ_PAST, channels), dtype=self.dtype)[: self.tile]
@@ -235,7 +293,8 @@ class Plan:
         return rows
 
 
-def clear(tile: Tensor) -> None:
-    """Zero a tile before an image. oneDNN's AMX product reads up to 31 numbers or rows past the end of an operand and
-    multiplies them by zero: harmless unless fresh memory, or another image, has inf or NaN there."""
-    tile.zero_()
+def clear(*tiles: Tensor) -> None:
+    """Zero used tiles before another image. oneDNN's AMX product reads up to 31 numbers or rows past the end of an operand
+    and multiplies them by zero: harmless unless fresh memory, or another image, has inf or NaN there."""
+    for tile in tiles:
+        tile.zero_()
