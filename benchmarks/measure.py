@@ -83,15 +83,14 @@ class Clock:
         end.synchronize()
         return start.elapsed_time(end)
 
-    def prepare(self, entry: Entry) -> float:
-        """Warm an entry up and choose its repeats; returns the milliseconds that one sample will take."""
+    def prepare(self, entry: Entry) -> None:
+        """Warm an entry up and choose its repeats."""
         filled = 10.0 if self.cuda else 20.0
         entry.call()
         once = self.time(entry.call)
         if once < filled:
             once = self.time(entry.call, 3) / 3
         entry.repeats = max(1, min(100, round(filled / max(once, 1e-3))))
-        return once * entry.repeats
 
 
 def order_of(count: int, number: int) -> list[int]:

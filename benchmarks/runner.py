@@ -25,7 +25,7 @@ from providers import CHANNELS_LAST, PLANES, Provider, build, compiler_fault, re
 MIB = 2**20
 GRAPH = "+graph"
 SPENT = "the time budget is spent (--budget)"
-GRAPH_BELOW_MS = 8.0  # longer calls hide their launches anyway
+GRAPH_BELOW_FLOPS = 4e12  # milliseconds on a large GPU; what takes longer hides its launches anyway
 _COMPILE_SECONDS = 4.0  # a layer, both modes: the first guess, until one of the case was compiled
 
 
@@ -117,6 +117,12 @@ def number_of_sets(case: Case, cache: int) -> int:
     else:
         one = element * case.pixels * (case.inputs * case.widths[0] + case.batch * sum(case.widths[1:]))
     return 1 if one >= cache else min(128, 2 * cache // one + 1)
+
+
+def worth_capturing(case: Case, mode: str) -> bool:
+    """Whether a call is also timed as a CUDA graph: by its arithmetic, not by its time, since a host that launches
+    slowly, or is busy, makes the very calls long that a graph makes short."""
+    return case.flops(mode) < GRAPH_BELOW_FLOPS
 
 
 def release(device: torch.device) -> None:
@@ -242,11 +248,11 @@ class Group:
         call = call_of(provider, mode)
         adapted = [provider.adapt(problem) for problem in self.sets]
         entry = Entry(provider.name, rotating(call, adapted))
-        per_sample = self.clock.prepare(entry)
+        self.clock.prepare(entry)
         peak = peak_bytes(lambda: call(adapted[0]), self.options.device)
         ready = [Contender(provider, entry, verdict, peak, first_call)]
         fused = provider.compiled or provider.name in ("triton", "cuda")
-        if self.clock.cuda and fused and per_sample / entry.repeats < GRAPH_BELOW_MS:
+        if self.clock.cuda and fused and worth_capturing(self.case, mode):
             try:
                 graph = self._capture(call, adapted)
                 graph.name = provider.name + GRAPH

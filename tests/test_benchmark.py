@@ -28,7 +28,7 @@ import providers  # isort: skip
 import report  # isort: skip
 import rivals  # isort: skip
 from cases import CASES, FORWARD, MODES, TRAINING, Case, make_case, make_problem  # isort: skip
-from runner import call_of  # isort: skip
+from runner import call_of, worth_capturing  # isort: skip
 
 HEAD = ("device", "driver", "torch", "triton", "cuda", "commit", "source_digest", "date", "ceilings", "rows")
 ROW = {
@@ -165,6 +165,20 @@ def test_bad_argument_is_named(argument: str, value: str, capsys: pytest.Capture
     assert argument.strip("-").rstrip("s") in message
 
 
+def test_what_is_captured_as_a_graph_does_not_depend_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a quick run on a GPU, however slow its host; of the whole run, what is too short to hide its launches."""
+    monkeypatch.setattr(machine, "has_bf16", lambda device: True)
+
+    def captured(*arguments: str) -> dict[tuple[str, int, str], bool]:
+        cases = modfc_bench.plan(modfc_bench.parser().parse_args(arguments), torch.device("cuda", 0))
+        return {(c.name, c.batch, mode): worth_capturing(c, mode) for c in cases for mode in MODES}
+
+    quick, whole = captured("--quick"), captured()
+    assert {name for name, _, _ in quick} == set(CASES) and all(quick.values())
+    assert not whole["stack", 16, FORWARD] and not whole["stack", 4, TRAINING]
+    assert whole["stack", 1, FORWARD] and whole["stack", 1, TRAINING] and whole["modulate", 16, TRAINING]
+
+
 @pytest.mark.gpu
 def test_quick_run_on_a_gpu(tmp_path: Path) -> None:
     """Every provider passes on the GPU too, short calls are captured as graphs, and memory is counted."""
@@ -178,7 +192,6 @@ def test_quick_run_on_a_gpu(tmp_path: Path) -> None:
         for mode in MODES:
             plain, graph = rows[case, "triton", mode], rows[case, "triton+graph", mode]
             assert plain["ok"] and graph["ok"] and plain["peak_mb"] > 0
-            assert graph["ms"] < 1.2 * plain["ms"], "a graph only takes launches away"
     assert rows["stack", "bmm", TRAINING]["peak_mb"] > rows["stack", "bmm", FORWARD]["peak_mb"]
 
 
