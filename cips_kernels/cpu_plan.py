@@ -89,8 +89,8 @@ def tile_pixels(spec: StackSpec, dtype: torch.dtype, pixels: int) -> int:
 
 
 def row_scales(weight: Tensor, styles: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
-    """`c d` `[B, O]` of a demodulated `weight` `[O, I]` and `styles` `[B, I]`: the squared norms of all images' rows are
-    one small product, `s^2 (W^2)^T`."""
+    """`c d` `[B, O]` of a demodulated `weight` `[O, I]` and `styles` `[B, I]`: the squared norms of all images' rows
+    are one small product, `s^2 (W^2)^T`."""
     squares = torch.mm(styles.square(), weight.square().t(), out=out)
     return _reciprocal(squares, eps, weight.shape[1])
 
@@ -102,7 +102,7 @@ def _reciprocal(squares: Tensor, eps: float, channels: int) -> Tensor:
 
 @dataclass(frozen=True)
 class MatrixGradient:
-    """Gradients `grad_weight` `[O, I]` and `grad_styles` `[B, I]` of one matrix, from N = dL/dM of one image after the other."""
+    """Gradients `grad_weight` `[O, I]` and `grad_styles` `[B, I]` of one matrix, from N = dL/dM image by image."""
 
     weight: Tensor
     styles: Tensor
@@ -119,7 +119,7 @@ class MatrixGradient:
         style = self.styles[image]
         dv = n * (scale * gain)
         if self.demodulate:
-            # subtracted number by number: sums of what has not cancelled yet would lose digits where N is nearly along M
+            # number by number: sums of what has not cancelled yet would lose digits where N is nearly along M
             v = self.weight * style
             dv.addcmul_(v, (dv * v).sum(1, keepdim=True).mul_(scale).mul_(scale), value=-1.0)
         if image:
@@ -194,8 +194,8 @@ class Plan:
         return Level(ins, outs, layer, rgbs, rows, ins + (self.extra if layer is not None else 0))
 
     def new_matrices(self, dtype: torch.dtype) -> list[Tensor]:
-        """`[rows, columns]` of every level, each row padded, zeros in the padding and past the end. Where all pixels are one
-        tile they lie in the same place, since each is wanted once."""
+        """`[rows, columns]` of every level, each row padded, zeros in the padding and past the end. Where all pixels are
+        one tile they lie in the same place, since each is wanted once."""
         widths = [_round_up(level.columns) for level in self.levels]
         sizes = [level.rows * width for level, width in zip(self.levels, widths)]
         starts = [
@@ -294,7 +294,7 @@ class Plan:
 
 
 def clear(*tiles: Tensor) -> None:
-    """Zero used tiles before another image. oneDNN's AMX product reads up to 31 numbers or rows past the end of an operand
-    and multiplies them by zero: harmless unless fresh memory, or another image, has inf or NaN there."""
+    """Zero used tiles before another image. oneDNN's AMX product reads up to 31 numbers or rows past the end of an
+    operand and multiplies them by zero: harmless unless fresh memory, or another image, has inf or NaN there."""
     for tile in tiles:
         tile.zero_()

@@ -58,7 +58,7 @@ def test_gradients(shape, demodulate):
 
 
 def test_gradients_of_a_single_channel():
-    """Demodulation leaves only the sign of a single weight: its gradient is the oracle's, next to nothing, up to rounding."""
+    """Demodulation leaves only the sign of a single weight: its gradient is next to nothing, as the oracle's is."""
     given = random_matrix(*SHAPES[0])
     for grad, want in zip(
         cpu.modulate_backward(*given, demodulate=True, eps=EPS),
@@ -83,7 +83,7 @@ def test_what_cancels_cancels_number_by_number(batch):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("demodulate", [True, False])
 def test_through_the_operator(dtype, demodulate):
-    """Autograd of the public function against autograd of the oracle; the gradient that comes in is spread, not contiguous."""
+    """Autograd of the public function against that of the oracle; the gradient that comes in is not contiguous."""
 
     def gradients(function, to, **options) -> list[Tensor]:
         _, weight, style = random_matrix(3, 10, 12)
