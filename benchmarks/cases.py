@@ -18,6 +18,8 @@ from torch import Tensor
 BASELINE = "bmm_compiled"  # the provider that all are compared with
 COMPILED = ("grouped_conv_compiled", "bmm_compiled", "bmm_autotuned")
 RIVALS = ("grouped_conv", "bmm", *COMPILED)  # what is not ours; see `providers.py`
+GENERATOR = "generator"  # from latents to images: see `generator_cases.py`
+GENERATOR_ONLY = ("sampler",)  # providers of no other case
 CASES = ("stack", "layer", "modulate")
 FORWARD = "forward"
 TRAINING = "forward+backward"
@@ -48,6 +50,11 @@ class Case:
     height: int
     width: int
     dtype: torch.dtype
+
+    @property
+    def family(self) -> str:
+        """Cases of one family take about equally long to compile."""
+        return self.name
 
     @property
     def pixels(self) -> int:

@@ -74,7 +74,7 @@ def source_digest(root: Path = ROOT) -> str:
     found = [
         p for folder in ("cips_kernels", "csrc") for p in (root / folder).rglob("*") if p.suffix in _SOURCES
     ]
-    found += (root / "benchmarks").glob("*.py")
+    found += [*(root / "python" / "cips").glob("*.py"), *(root / "benchmarks").glob("*.py")]
     digest = hashlib.sha256()
     for path in sorted(found, key=lambda p: p.relative_to(root).as_posix()):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")

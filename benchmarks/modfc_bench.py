@@ -3,9 +3,10 @@
     python benchmarks/modfc_bench.py
 
 needs no arguments on any machine. On a GPU it takes the paper's 256x256 with 1, 4 and 16 images in bfloat16,
-about five minutes with the compilations; on a CPU a smaller picture through fewer layers of the same widths,
-under three. It prints tables and writes `benchmarks/results/<device>.json` and `.svg`. See `checks.py` for what "right" means and `measure.py` for how
-time is taken.
+about six minutes with the compilations; on a CPU a smaller picture through fewer layers of the same widths,
+under three. It times the whole generator, its layers, one of them, and the modulation. It prints tables and writes
+`benchmarks/results/<device>.json` and `.svg`. See `checks.py` for what "right" means and `measure.py` for how time
+is taken.
 """
 
 from __future__ import annotations
@@ -21,30 +22,51 @@ import logging
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 # a checkout that is not installed runs, too
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
 
 import torch
 
+import generator_cases
 import machine
 import plot
 import progress
 import providers
 import report
-from cases import CASES, COMPILED, DEPTH, DTYPES, FORWARD, MODES, Case, make_case, make_problem
+import tables
+from cases import (
+    CASES,
+    COMPILED,
+    DEPTH,
+    DTYPES,
+    FORWARD,
+    GENERATOR,
+    GENERATOR_ONLY,
+    MODES,
+    Case,
+    make_case,
+    make_problem,
+)
 from ceilings import Ceilings
+from generator_cases import FOVEATED, GeneratorCase
+from generator_runner import GeneratorGroup
 from measure import Clock
 from runner import SPENT, Budget, Group, Options, Outcome, call_of, release
 
-GPU_BUDGET, CPU_BUDGET = 300.0, 155.0  # seconds, the last group's end not counted
+GPU_BUDGET, CPU_BUDGET = 360.0, 155.0  # seconds, the last group's end not counted
 # A CPU's time goes to compilers. To compile the paper's 15 layers, forward and with backward, for each rival and
 # dtype would take ten minutes; of the same widths, few layers over many pixels are more like it than the reverse:
 # what a layer writes must exceed the caches, as a whole picture's does.
 CPU_DEPTH = 3
 CPU_SIDES = {48: 0.06, 32: 0.02, 16: 0.0}  # pixels, and the TFLOP/s that they take to end in time
+ALL_CASES = (GENERATOR, *CASES)
+ROWS = ("stack", GENERATOR, FOVEATED, "layer", "modulate")  # order in the results
+NAMES = (*providers.NAMES, *GENERATOR_ONLY)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -53,8 +75,8 @@ def parser() -> argparse.ArgumentParser:
         description="Checks and times the modulated layers, ours beside PyTorch's own."
     )
     split = _split
-    found.add_argument("--cases", type=split, default=None, help=f"of {','.join(CASES)} (default: all)")
-    found.add_argument("--providers", type=split, default=None, help=f"of {','.join(providers.NAMES)}")
+    found.add_argument("--cases", type=split, default=None, help=f"of {','.join(ALL_CASES)} (default: all)")
+    found.add_argument("--providers", type=split, default=None, help=f"of {','.join(NAMES)}")
     found.add_argument("--modes", type=split, default=None, help=f"of {','.join(MODES)} (default: both)")
     found.add_argument("--batch", type=split, default=None, help="images, such as 1,4,16")
     found.add_argument("--size", default=None, help="pixels, 256 or 256x128 (height x width)")
@@ -69,7 +91,9 @@ def parser() -> argparse.ArgumentParser:
         "--budget", type=float, default=None, help="seconds that decide what is compiled and how many rounds"
     )
     found.add_argument(
-        "--quick", action="store_true", help="one batch, small picture, few rounds, nothing compiled"
+        "--quick",
+        action="store_true",
+        help="the layers alone: one batch, small picture, few rounds, nothing compiled",
     )
     found.add_argument("--tf32", action="store_true", help="let float32 products use TF32, everywhere alike")
     found.add_argument(
@@ -126,18 +150,30 @@ def eager_rate(device: torch.device) -> float:
     return case.flops(FORWARD) / statistics.median(clock.time(call) for _ in range(5)) * 1e-9
 
 
-def plan(chosen: argparse.Namespace, device: torch.device) -> list[Case]:
-    """The cases to run, in order: what matters most first, since time may run out.
+@dataclass(frozen=True)
+class Terms:
+    """What the cases of a run share: names of dtypes, numbers of images, pixels, and the stack's layers."""
 
-    A CPU's picture is sized by what it does now, so that a slow or busy one also ends in time. For the same end,
-    where neither cases nor dtypes are named, its second dtype is taken on the whole stack alone.
-    """
+    dtypes: list[str]
+    batches: list[int]
+    size: tuple[int, int]
+    layers: int
+
+
+def terms(chosen: argparse.Namespace, device: torch.device) -> Terms:
+    """From the command line; a CPU's picture is sized by what it does now, so that a slow or busy one also ends in
+    time."""
     cuda = device.type == "cuda"
     bf16 = machine.has_bf16(device)
     dtypes = chosen.dtype or (
         ["bfloat16" if bf16 else "float16"] if cuda else ["float32", *(["bfloat16"] if bf16 else [])]
     )
     batches = chosen.batch or ((["4"] if chosen.quick else ["16", "1", "4"]) if cuda else ["2"])
+    _one_of("--dtype", dtypes, DTYPES)
+    _one_of("--cases", chosen.cases or (), ALL_CASES)
+    for batch in batches:
+        if not batch.isdigit() or int(batch) < 1:
+            raise ValueError(f"--batch: expected positive numbers, got {batch!r}")
     if chosen.size is not None:
         size = _size(chosen.size)
     elif chosen.quick:
@@ -147,21 +183,59 @@ def plan(chosen: argparse.Namespace, device: torch.device) -> list[Case]:
     else:
         rate = eager_rate(device)
         size = next((side, side) for side, least in CPU_SIDES.items() if rate >= least)
-    cases = chosen.cases or CASES
-    _one_of("--cases", cases, CASES)
-    _one_of("--dtype", dtypes, DTYPES)
-    for batch in batches:
-        if not batch.isdigit() or int(batch) < 1:
-            raise ValueError(f"--batch: expected positive numbers, got {batch!r}")
-    shape = dict(height=size[0], width=size[1], channels=chosen.channels)
-    shape["layers"] = chosen.layers or (DEPTH if cuda else CPU_DEPTH)
-    short = not (cuda or chosen.cases or chosen.dtype)
+    layers = (DEPTH if cuda else CPU_DEPTH) if chosen.layers is None else chosen.layers
+    return Terms(dtypes, [int(batch) for batch in batches], size, layers)
+
+
+def plan(chosen: argparse.Namespace, device: torch.device, found: Terms | None = None) -> list[Case]:
+    """The layers' cases to run, in order: what matters most first, since time may run out.
+
+    For the same end, where neither cases nor dtypes are named, a CPU's second dtype is taken on the whole stack alone.
+    """
+    found = terms(chosen, device) if found is None else found
+    cases = [name for name in chosen.cases or CASES if name in CASES]
+    height, width = found.size
+    shape = dict(height=height, width=width, channels=chosen.channels, layers=found.layers)
+    short = not (device.type == "cuda" or chosen.cases or chosen.dtype)
     return [
-        make_case(name, batch=int(b), dtype=DTYPES[d], **shape)
-        for d in dtypes
-        for name in (cases if d == dtypes[0] or not short else cases[:1])
-        for b in batches
+        make_case(name, batch=batch, dtype=DTYPES[d], **shape)
+        for d in found.dtypes
+        for name in (cases if d == found.dtypes[0] or not short else cases[:1])
+        for batch in found.batches
     ]
+
+
+def plan_generator(chosen: argparse.Namespace, device: torch.device, found: Terms) -> list[GeneratorCase]:
+    """The whole generator's cases; a CPU takes its first dtype alone unless dtypes are named."""
+    wanted = GENERATOR in chosen.cases if chosen.cases else not chosen.quick
+    if not wanted or (chosen.modes and FORWARD not in chosen.modes):
+        return []
+    cuda = device.type == "cuda"
+    return generator_cases.plan(
+        dtypes=found.dtypes if cuda or chosen.dtype else found.dtypes[:1],
+        batches=found.batches,
+        size=found.size,
+        channels=chosen.channels,
+        layers=found.layers,
+        dense=cuda and chosen.size is None and not chosen.quick,
+        named=chosen.providers is not None,
+        cuda=cuda,
+    )
+
+
+def in_order(
+    layers: Sequence[Case], whole: Sequence[GeneratorCase], cuda: bool
+) -> list[Case | GeneratorCase]:
+    """All cases, what matters most first: on a GPU the whole generator and the stack take turns, then comes the rest.
+
+    A CPU's time is for the layers first, but its second dtype comes last.
+    """
+    if cuda:
+        stacks = [case for case in layers if case.family == "stack"]
+        rest = [case for case in layers if case.family != "stack"]
+        return [*whole[:2], *stacks[:1], *whole[2:5], *stacks[1:2], *whole[5:], *stacks[2:], *rest]
+    second = [case for case in layers if case.dtype != layers[0].dtype]
+    return [*(case for case in layers if case not in second), *whole, *second]
 
 
 def _say(text: str) -> None:
@@ -169,7 +243,7 @@ def _say(text: str) -> None:
 
 
 def measure(
-    cases: Sequence[Case],
+    cases: Sequence[Case | GeneratorCase],
     options: Options,
     ceilings: Ceilings,
     finished: Callable[[Outcome], None] = lambda _: None,
@@ -178,24 +252,26 @@ def measure(
     total = Outcome()
     longest: dict[str, float] = {}  # seconds that a group of a case has taken
     for i, case in enumerate(cases):
-        options.say(f"\nchecking {case}: {', '.join(options.providers)}")
+        kind = GeneratorGroup if case.family == GENERATOR else Group
+        names, modes = kind.chosen(case, options)
+        options.say(f"\nchecking {case}: {', '.join(names)}")
         left = options.budget.left()
         # a machine that has become slow would overrun by a whole group
-        if i > 0 and (left <= 0 or (left < longest.get(case.name, 0.0) / 2)):
+        if i > 0 and (left <= 0 or (left < longest.get(case.family, 0.0) / 2)):
             options.say(f"  left out: {SPENT}")
             total.leave_out(case, SPENT)
             continue
-        followers = sum(following.name == case.name for following in cases[i + 1 :])
-        share = max(left, 0) / (len(cases) - i) / len(options.modes)
+        followers = sum(following.family == case.family for following in cases[i + 1 :])
+        share = max(left, 0) / (len(cases) - i) / max(1, len(modes))
         try:
             seconds = min(options.budget.seconds / 25, 0.4 * share)
-            outcome = Group(case, options, ceilings).run(seconds, followers)
+            outcome = kind(case, options, ceilings).run(seconds, followers)
         except torch.cuda.OutOfMemoryError:
             outcome = Outcome()
             outcome.leave_out(case, "its inputs do not fit the device's memory")
             options.say(f"  left out: {outcome.left_out[-1]['reason']}")
         release(options.device)
-        longest[case.name] = max(longest.get(case.name, 0.0), left - options.budget.left())
+        longest[case.family] = max(longest.get(case.family, 0.0), left - options.budget.left())
         total.rows += outcome.rows
         total.left_out += outcome.left_out
         finished(outcome)
@@ -212,7 +288,7 @@ def write(results: dict, folder: Path) -> Path:
 
 def setup(
     arguments: Sequence[str] | None,
-) -> tuple[argparse.Namespace, Options, Ceilings, list[Case], Outcome]:
+) -> tuple[argparse.Namespace, Options, Ceilings, list[Case | GeneratorCase], Outcome]:
     """From the command line to what will be run, and what is left out from the start.
 
     Raises:
@@ -223,8 +299,8 @@ def setup(
     cuda = device.type == "cuda"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = chosen.tf32
     torch.backends.cudnn.benchmark = True  # the grouped convolution at its best
-    names = list(chosen.providers or providers.default_names(device))
-    _one_of("--providers", names, providers.NAMES)
+    names = list(chosen.providers or (*providers.default_names(device), *GENERATOR_ONLY))
+    _one_of("--providers", names, NAMES)
     _one_of("--modes", chosen.modes or (), MODES)
     outcome = Outcome()
     if chosen.providers is None and chosen.quick:
@@ -244,11 +320,17 @@ def setup(
         seed=chosen.seed,
     )
     ceilings = Ceilings(device, small=chosen.quick)
-    return chosen, options, ceilings, plan(chosen, device), outcome
+    found = terms(chosen, device)
+    cases = in_order(plan(chosen, device, found), plan_generator(chosen, device, found), cuda)
+    return chosen, options, ceilings, cases, outcome
 
 
 def run(
-    chosen: argparse.Namespace, options: Options, ceilings: Ceilings, cases: Sequence[Case], early: Outcome
+    chosen: argparse.Namespace,
+    options: Options,
+    ceilings: Ceilings,
+    cases: Sequence[Case | GeneratorCase],
+    early: Outcome,
 ) -> dict:
     """Measure, print and write; returns what the results file holds."""
     head = machine.describe(options.device)
@@ -261,16 +343,20 @@ def run(
     results = head | {
         "seconds": round(options.budget.seconds - options.budget.left(), 1),
         "ceilings": ceilings.summary(),
-        "rows": sorted(outcome.rows, key=lambda row: (CASES.index(row["case"]), row["dtype"], row["batch"])),
+        "rows": sorted(outcome.rows, key=_place),
         "left_out": early.left_out + outcome.left_out,
     }
     path = write(results, chosen.out)
-    _say(f"\nceilings: {report.ceilings_text(results)}\n{path} written, {results['seconds']:.0f} s")
+    _say(f"\nceilings: {tables.ceilings_text(results)}\n{path} written, {results['seconds']:.0f} s")
     if chosen.plot:
         picture = path.with_suffix(".svg")
         reason = plot.draw(results, picture)
         _say(f"{picture} written" if reason is None else f"no plot: {reason}")
     return results
+
+
+def _place(row: dict) -> tuple:
+    return ROWS.index(row["case"]), row["dtype"], row["height"] * row["width"], row["batch"]
 
 
 def is_fault(row: dict) -> bool:
@@ -280,7 +366,7 @@ def is_fault(row: dict) -> bool:
     """
     if row["ok"]:
         return False
-    ours = row["provider"] in providers.BACKENDS and row["reason"] != "out of memory"
+    ours = generator_cases.is_ours(row["provider"]) and row["reason"] != "out of memory"
     return row["error_eager"] is not None or ours
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
 import machine
-from cases import COMPILED, DEPTH, MODES, RIVALS
+from cases import COMPILED, DEPTH, GENERATOR, MODES, RIVALS
 
 _GRAPH = "+graph"
 _INK, _GREY, _GRID, _BAD = "#1f2328", "#656d76", "#e4e7eb", "#b42318"
@@ -119,7 +119,9 @@ def _bar(sheet: _Sheet, x: float, y: float, row: dict, base: float, scale: float
 def _group(sheet: _Sheet, top: float, place: tuple, rows: Sequence[dict], modes: Sequence[str]) -> float:
     """One case at one size, the modes beside each other; returns where the next one starts."""
     case, layers, dtype, batch, height, width = place
-    title = f"{case} of {layers} layers" if case == "stack" else case
+    titles = {"stack": f"stack of {layers} layers", GENERATOR: f"whole generator of {layers} layers"}
+    titles[GENERATOR + "-25%"] = "whole generator, a quarter of the pixels"
+    title = titles.get(case, case)
     size = f" \u2002{dtype}, {batch} × {height}×{width}"
     sheet.text(_MARGIN, top + 12, title, 13, then=size, font_weight=700)
     first, names = top + _HEAD, list(dict.fromkeys(row["provider"] for row in rows))
@@ -131,6 +133,8 @@ def _group(sheet: _Sheet, top: float, place: tuple, rows: Sequence[dict], modes:
     for column, mode in enumerate(modes):
         x = _MARGIN + _NAMES + column * (_PLOT + _LABELS)
         members = [row for row in rows if row["mode"] == mode]
+        if not members and case.startswith(GENERATOR):
+            continue  # it is timed forward only
         for tick in range(int(_MOST) + 1):
             sheet.path(f"M{x + tick * scale:.2f} {first - 4:g} V{bottom:g}", _GREY if tick == 0 else _GRID)
             sheet.text(x + tick * scale, bottom + 12, f"{tick}×", 10, _GREY, text_anchor="middle")

@@ -10,46 +10,26 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+import generator_report
 import plot
 from cases import BASELINE, DEPTH, MODES
 from machine import RESULTS, ROOT, source_digest
+from tables import TITLES, baselines, group_key, heading
+from tables import milliseconds as _time
+from tables import number as _format
+from tables import title as _title
 
 START, END = "<!-- benchmark:start -->", "<!-- benchmark:end -->"
 README = ROOT / "README.md"
-_TITLES = {
-    "grouped_conv": "grouped convolution, eager",
-    "grouped_conv_compiled": "grouped convolution, `torch.compile`",
-    "bmm": "hand-written `bmm`, eager",
-    "bmm_compiled": "hand-written `bmm`, `torch.compile`",
-    "bmm_autotuned": "hand-written `bmm`, `torch.compile` with max-autotune",
-}
 
 
 def load(folder: Path = RESULTS) -> list[dict]:
     """Every results file of a folder, GPUs first, each with its file name under `file`."""
     found = [json.loads(path.read_text()) | {"file": path.name} for path in sorted(folder.glob("*.json"))]
     return sorted(found, key=lambda r: (r["cuda"] is None, r["device"]))
-
-
-def group_key(row: dict) -> tuple:
-    """What rows must share to be compared."""
-    return tuple(row[key] for key in ("case", "dtype", "batch", "height", "width", "mode"))
-
-
-def baselines(rows: Iterable[dict]) -> dict[tuple, float]:
-    """Milliseconds of the compiled hand-written formulation, by group."""
-    return {group_key(row): row["ms"] for row in rows if row["provider"] == BASELINE and row["ok"]}
-
-
-def _format(value: float | None, pattern: str) -> str:
-    return "-" if value is None else format(value, pattern)
-
-
-def _time(ms: float | None) -> str:
-    return "-" if ms is None else f"{ms:.3g}" if ms < 10 else f"{ms:.1f}" if ms < 1000 else f"{ms:.0f}"
 
 
 def _align(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -105,11 +85,6 @@ def terminal(rows: Sequence[dict]) -> str:
     return "\n\n".join(blocks)
 
 
-def ceilings_text(results: dict) -> str:
-    """Such as `matmul_bfloat16 729 TFLOP/s, copy 2880 GB/s`."""
-    return ", ".join(f"{name} {c['median']:.3g} {c['unit']}" for name, c in results["ceilings"].items())
-
-
 def _cell(row: dict | None, base: float | None) -> tuple[str, str, str]:
     if row is None:
         return "", "", ""
@@ -119,12 +94,6 @@ def _cell(row: dict | None, base: float | None) -> tuple[str, str, str]:
     return _time(row["ms"] / row["batch"]), f"{row['of_ceiling']:.0%}", ratio
 
 
-def _title(provider: str) -> str:
-    name = provider.removesuffix("+graph")
-    title = _TITLES.get(name, f"**`{name}`**")
-    return title if name == provider else f"{title}, in a CUDA graph"
-
-
 def markdown(results: dict) -> str:
     """One device's table of the whole stack: a line for each batch and provider that passed in some mode."""
     rows = [row for row in results["rows"] if row["case"] == "stack"]
@@ -132,10 +101,8 @@ def markdown(results: dict) -> str:
         return ""
     base = baselines(rows)
     found = {(group_key(row)[:-1], row["provider"], row["mode"]): row for row in rows}
-    clock = f", CUDA {results['cuda']}, driver {results['driver']}" if results["cuda"] else ""
     lines = [
-        f"**{results['device']}**, torch {results['torch']}{clock}, {results['date'][:10]}; "
-        f"ceilings in the same run: {ceilings_text(results)}.",
+        heading(results),
         "",
         "| dtype, images | provider "
         + "".join(f"| {mode}, ms/image | of ceiling | ratio " for mode in MODES)
@@ -169,10 +136,11 @@ def _picture(results: dict, folder: Path) -> str:
 
 def readme_section(folder: Path = RESULTS) -> str:
     """What stands between the README's markers."""
-    shown = [f(results) for results in load(folder) for f in (lambda r: _picture(r, folder), markdown)]
+    kinds = (lambda results: _picture(results, folder), markdown, generator_report.markdown)
+    shown = [kind(results) for results in load(folder) for kind in kinds]
     tables = [text for text in shown if text]
     note = (
-        f"Time, share of the matrix-product ceiling and ratio to {_TITLES[BASELINE]} of the same run; peak "
+        f"Time, share of the matrix-product ceiling and ratio to {TITLES[BASELINE]} of the same run; peak "
         "memory beyond the inputs, forward / forward+backward; error against the float64 oracle, worst of "
         "output and gradients, beside that of the eager formulation in the same dtype. Written by "
         "`python benchmarks/report.py` from `benchmarks/results/`."

@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from cases import BASELINE, COMPILED, FORWARD, MODES, Case, Problem, make_problem
+from cases import BASELINE, COMPILED, FORWARD, GENERATOR_ONLY, MODES, Case, Problem, make_problem
 from ceilings import COPY, MATMUL, Ceilings
 from checks import Checker, Verdict
 from cips_kernels.testing import relative_error
@@ -43,7 +43,7 @@ class Budget:
 
     def compile_seconds(self, case: Case) -> float:
         """What compiling a provider for a case will cost, as far as is known."""
-        return self.compiled.get(case.name, _COMPILE_SECONDS * case.layers)
+        return self.compiled.get(case.family, _COMPILE_SECONDS * case.layers)
 
     def allows_compiling(self, case: Case, reserve: float = 0.0) -> bool:
         """Whether it fits, with `reserve` and a twentieth of the budget left for what comes after it."""
@@ -77,6 +77,7 @@ class Contender:
     verdict: Verdict
     peak: int | None
     first_call: float
+    kept: int | None = None
 
 
 @dataclass
@@ -134,15 +135,35 @@ def release(device: torch.device) -> None:
 
 
 class Group:
-    """A case at one size on one device."""
+    """A case at one size on one device; `generator_runner.py` has that of whole images."""
 
     def __init__(self, case: Case, options: Options, ceilings: Ceilings) -> None:
         self.case, self.options, self.ceilings = case, options, ceilings
         self.clock = Clock(options.device)
-        count = number_of_sets(case, cache_bytes(options.device))
-        self.sets = [make_problem(case, options.device, options.seed + i) for i in range(count)]
-        self.checker = Checker(self.sets[0], options.sample, options.seed)
+        self.names, self.modes = self.chosen(case, options)
+        self._load()
         self.outcome = Outcome()
+
+    @staticmethod
+    def chosen(case: Case, options: Options) -> tuple[list[str], list[str]]:
+        """Providers and modes of a case, of those asked for."""
+        return [name for name in options.providers if name not in GENERATOR_ONLY], list(options.modes)
+
+    def _load(self) -> None:
+        """Input sets, and who checks."""
+        options = self.options
+        count = number_of_sets(self.case, cache_bytes(options.device))
+        self.sets = [make_problem(self.case, options.device, options.seed + i) for i in range(count)]
+        self.checker = Checker(self.sets[0], options.sample, options.seed)
+
+    def _build(self, name: str, planes: str) -> Provider:
+        return self.options.build(name, self.options.device, self.case.dtype, planes)
+
+    def _memory(
+        self, provider: Provider, call: Callable[[Problem], object], adapted: Problem
+    ) -> tuple[int | None, int | None]:
+        """Bytes a call holds beyond its inputs at most, and how many of them between calls, where they are told."""
+        return peak_bytes(lambda: call(adapted), self.options.device), None
 
     def run(self, seconds: float, followers: int = 0) -> Outcome:
         """Check all, then time all.
@@ -154,11 +175,11 @@ class Group:
         """
         start = time.perf_counter()
         torch.compiler.reset()
-        contenders: dict[str, list[Contender]] = {mode: [] for mode in self.options.modes}
+        contenders: dict[str, list[Contender]] = {mode: [] for mode in self.modes}
         planes = self._faster_planes()
         # what needs no compiler first, then the baseline of all ratios, then what time is left for
-        quick = [name for name in self.options.providers if name not in COMPILED]
-        slow = sorted((n for n in self.options.providers if n in COMPILED), key=lambda name: name != BASELINE)
+        quick = [name for name in self.names if name not in COMPILED]
+        slow = sorted((n for n in self.names if n in COMPILED), key=lambda name: name != BASELINE)
         kept = 0.0
         for name in self.options.progress(f"{self.case}, checking", [*quick, *slow]):
             if name in slow:
@@ -172,7 +193,7 @@ class Group:
         for mode, those in contenders.items():
             if those:
                 self._time(mode, those, seconds)
-        order = {name: i for i, name in enumerate(self.options.providers)}
+        order = {name: i for i, name in enumerate(self.names)}
         self.outcome.rows.sort(
             key=lambda row: (
                 MODES.index(row["mode"]),
@@ -191,15 +212,13 @@ class Group:
 
     def _faster_planes(self) -> str:
         """The grouped convolution's better memory order here, tried in the heaviest mode asked for."""
-        if self.case.name == "modulate" or not any(
-            name.startswith("grouped_conv") for name in self.options.providers
-        ):
+        if self.case.name == "modulate" or not any(name.startswith("grouped_conv") for name in self.names):
             return PLANES
         taken: dict[str, float] = {}
         for planes in (PLANES, CHANNELS_LAST):
-            provider = build("grouped_conv", self.options.device, self.case.dtype, planes)
+            provider = self._planes_provider(planes)
             try:
-                call = call_of(provider, max(self.options.modes, key=MODES.index))
+                call = call_of(provider, max(self.modes, key=MODES.index))
                 once = partial(call, provider.adapt(self.sets[0]))
                 once()
                 taken[planes] = self.clock.time(once)
@@ -209,11 +228,14 @@ class Group:
             release(self.options.device)
         return min(taken, key=lambda planes: taken[planes], default=PLANES)
 
+    def _planes_provider(self, planes: str) -> Provider:
+        return build("grouped_conv", self.options.device, self.case.dtype, planes)
+
     def _prepare(
         self, name: str, planes: str, contenders: dict[str, list[Contender]], reserve: float
     ) -> None:
         options, case = self.options, self.case
-        provider = options.build(name, options.device, case.dtype, planes)
+        provider = self._build(name, planes)
         if provider.unavailable is not None:
             self._leave_out(name, f"unavailable: {provider.unavailable}")
             return
@@ -228,7 +250,7 @@ class Group:
             self._leave_out(name, f"unavailable: {fault}")
             return
         first_calls = 0.0
-        for mode in options.modes:
+        for mode in self.modes:
             start = time.perf_counter()
             try:
                 verdict = self.checker.check(provider, mode)
@@ -242,15 +264,15 @@ class Group:
             except Exception as error:  # a rival's compiler or a kernel: reported, and the others go on
                 self._failed(provider, mode, None, reason_of(error))
         if provider.compiled:
-            options.budget.compiled[case.name] = first_calls
+            options.budget.compiled[case.family] = first_calls
 
     def _warm(self, provider: Provider, mode: str, verdict: Verdict, first_call: float) -> list[Contender]:
         call = call_of(provider, mode)
         adapted = [provider.adapt(problem) for problem in self.sets]
         entry = Entry(provider.name, rotating(call, adapted))
         self.clock.prepare(entry)
-        peak = peak_bytes(lambda: call(adapted[0]), self.options.device)
-        ready = [Contender(provider, entry, verdict, peak, first_call)]
+        peak, kept = self._memory(provider, call, adapted[0])
+        ready = [Contender(provider, entry, verdict, peak, first_call, kept)]
         fused = provider.compiled or provider.name in ("triton", "cuda")
         if self.clock.cuda and fused and worth_capturing(self.case, mode):
             try:
