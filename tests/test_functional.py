@@ -239,7 +239,8 @@ def test_noise_forms(backend):
 
     assert torch.equal(layer(5), layer(torch.tensor(5)))
     assert not torch.equal(layer(5), layer(6)) and not torch.equal(layer(5), layer(5, layer=1))
-    assert torch.equal(layer(None), layer(torch.zeros(B, P, dtype=torch.float64)))
+    # another product, with a column more, may round otherwise
+    assert relative_error(layer(torch.zeros(B, P, dtype=torch.float64)), layer(None)) < 1e-14
     ones = torch.ones(B, P, dtype=torch.float64)
     half = functional.modfc(
         x, weight, style, None, 2 * ones, torch.tensor(0.5, dtype=torch.float64), backend=backend
