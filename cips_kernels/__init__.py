@@ -4,6 +4,7 @@ from . import functional, reference
 from .backends import backends, use_backend
 from .encoding import Encoding
 from .modules import FusedModFC, FusedModFCStack, FusedToRGB
+from .prepared import PreparedStack
 
 __version__ = "0.1.0"
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "FusedModFC",
     "FusedModFCStack",
     "FusedToRGB",
+    "PreparedStack",
     "backends",
     "functional",
     "reference",

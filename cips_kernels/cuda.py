@@ -1,4 +1,4 @@
-"""Launcher of the kernels in csrc/: checks, allocation, stream. So far modulate, forward and backward.
+"""Launchers of csrc/: modulate, forward and backward, and the mapping network; checks, allocation, stream.
 
 The extension `cips_kernels._cuda` knows no tensors: it takes addresses, shapes, a device index and a stream.
 Whatever an address cannot show is checked here. Importing this module loads no extension and touches no CUDA.
@@ -178,3 +178,46 @@ def modulate_backward(
             stream=torch.cuda.current_stream().cuda_stream,
         )
     return grad_weights, grad_styles
+
+
+def why_not_mapping(z: Tensor) -> str | None:
+    """None if the mapping kernel serves vectors like `z` `[N, D]`, otherwise the reason."""
+    if z.dtype != torch.float32:
+        return f"it computes in float32, not in {z.dtype}"
+    if z.shape[1] % 32 != 0 or not 32 <= z.shape[1] <= 512:
+        return f"{z.shape[1]} is not a multiple of 32 up to 512"
+    return None
+
+
+def mapping(z: Tensor, weights: Tensor, biases: Tensor, negative_slope: float) -> Tensor:
+    """The mapping network in one launch: see `reference.mapping`.
+
+    Args:
+        z: float32 `[N, D]`; D a multiple of 32 up to 512.
+        weights, biases: `[L, D, D]` and `[L, D]`, contiguous.
+
+    Raises:
+        ValueError, TypeError: as `modulate`.
+    """
+    reason = why_not_mapping(z)
+    if reason is not None:
+        raise ValueError(f"z: the mapping kernel cannot serve it, {reason}")
+    count, dim = z.shape
+    layers = weights.shape[0]
+    _check("z", z, (count, dim), weights.device)
+    _check("weights", weights, (layers, dim, dim), weights.device)
+    _check("biases", biases, (layers, dim), weights.device)
+    w = torch.empty_like(z)
+    _load().mapping_forward(
+        z=z.data_ptr(),
+        weights=weights.data_ptr(),
+        biases=biases.data_ptr(),
+        w=w.data_ptr(),
+        vectors=count,
+        layers=layers,
+        dim=dim,
+        negative_slope=negative_slope,
+        device=z.device.index,
+        stream=torch.cuda.current_stream(z.device).cuda_stream,
+    )
+    return w

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from . import ops, reference
+from . import cuda, ops, reference
 from .arguments import (
     COMPUTE_DTYPES,
     Noise,
@@ -30,7 +30,7 @@ from .arguments import (
     stack_call,
     to_pixels,
 )
-from .backends import resolve, warn_once
+from .backends import resolve, warn_once, why_not
 from .encoding import Encoding, check_encoding, encode, points
 from .spec import StackInputs, StackSpec, accumulation_dtype
 
@@ -90,6 +90,45 @@ def modulate(
     if weight.numel() * style.numel() == 0:
         name = "reference"
     return torch.ops.cips_kernels.modulate(weight.to(wide), style.to(wide), demodulate, float(eps), out_dtype, name)
+
+
+def mapping(
+    z: Tensor, weights: Tensor, biases: Tensor, *, negative_slope: float = 0.2, backend: str = "auto"
+) -> Tensor:
+    """The mapping network from z to w: `x = z rsqrt(mean(z^2) + 1e-8)`, then `x = lrelu(W_l x + b_l)` for each layer.
+
+    Without gradients it is one launch on a GPU that `csrc/` serves, where layer by layer it takes three launches each.
+
+    Args:
+        z: `[N, D]`, float32 or float64.
+        weights: `[L, D, D]`, with every factor multiplied in (equalised learning rate, gain).
+        biases: `[L, D]`, likewise.
+        negative_slope: of the leaky ReLU.
+        backend: "cuda" insists on the kernel, which takes float32 and a D that is a multiple of 32 up to 512.
+
+    Returns:
+        w, `[N, D]`.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what came and what was expected.
+        RuntimeError: the backend asked for cannot serve.
+    """
+    expect_shape("z", z, (None, None), "[N, D]")
+    if z.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"z: expected float32 or float64, got {z.dtype}")
+    dim = z.shape[1]
+    expect_shape("weights", weights, (None, dim, dim), "[L, D, D]")
+    expect_shape("biases", biases, (weights.shape[0], dim), "[L, D]")
+    for argument, tensor in (("weights", weights), ("biases", biases)):
+        expect_parameter(argument, tensor, z, "z")
+    check_scalars(negative_slope, 1.0, 0.0)
+    name = resolve(backend, z.device, z.dtype)
+    if backend == "auto":
+        fits = why_not("cuda", z.device, z.dtype) is None and cuda.why_not_mapping(z) is None
+        name = "cuda" if fits else "reference"
+    if _needs_gradient(z, weights, biases) or z.numel() * weights.numel() == 0:
+        return reference.mapping(z, weights, biases, negative_slope=negative_slope)
+    return torch.ops.cips_kernels.mapping(z, weights, biases, float(negative_slope), name)
 
 
 def modfc(

@@ -66,7 +66,7 @@ def _check_style(style: Tensor, affine: EqualizedLinear, *forms: str) -> None:
         raise TypeError(f"style: expected {str(weight.dtype).removeprefix('torch.')} as the module's parameters, got {describe(style)}")
 
 
-def _call_noise(noise: ModuleNoise, enabled: bool, device: torch.device) -> int | Tensor | None:
+def call_noise(noise: ModuleNoise, enabled: bool, device: torch.device) -> int | Tensor | None:
     """A module's noise argument as the operators take it: fresh seeds come from PyTorch's generator of the device."""
     if isinstance(noise, str) and noise not in ("fresh", "off"):
         raise ValueError(f"noise: expected None, 'fresh', 'off', an int seed or a tensor, got {noise!r}")
@@ -137,7 +137,7 @@ class FusedModFC(nn.Module):
         layout: str | None = None,
     ) -> Tensor:
         _check_style(style, self.affine, "[B, {}]", "[B, P, {}]")
-        values = _call_noise(noise, self.noise_strength is not None, x.device)
+        values = call_noise(noise, self.noise_strength is not None, x.device)
         if isinstance(values, Tensor) and values.dim() == 4:
             rows = x.shape[2:] if isinstance(x, Tensor) and x.dim() == 4 else (None, None)
             expect_shape("noise", values, (None, 1, *rows), "[B, 1, H, W]")
@@ -296,7 +296,7 @@ class FusedModFCStack(nn.Module):
             [rgb.bias for rgb in self.to_rgbs],
             self.rgb_after,
             skip,
-            noise=_call_noise(noise, first.noise_strength is not None, style.device),
+            noise=call_noise(noise, first.noise_strength is not None, style.device),
             coords=coords,
             demodulate=first.demodulate,
             negative_slope=first.negative_slope,

@@ -45,6 +45,17 @@ from .spec import (
 SQRT2 = math.sqrt(2.0)
 
 
+# --- the mapping network --------------------------------------------------------------------------------------------
+
+
+def mapping(z: Tensor, weights: Tensor, biases: Tensor, *, negative_slope: float = 0.2) -> Tensor:
+    """`functional.mapping` in plain PyTorch: `x = z rsqrt(mean(z^2) + 1e-8)`, then `x = lrelu(W_l x + b_l)`."""
+    x = z * torch.rsqrt(z.square().mean(-1, keepdim=True) + 1e-8)
+    for weight, bias in zip(weights, biases):
+        x = torch.nn.functional.leaky_relu(torch.addmm(bias, x, weight.t()), negative_slope)
+    return x
+
+
 # --- one modulated weight ------------------------------------------------------------------------------------------
 
 

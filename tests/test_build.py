@@ -28,6 +28,7 @@ FORWARD = ["modulate_fwd_kernel<float>", "modulate_fwd_kernel<__half>", "modulat
 WEIGHTS, STYLES = "modulate_bwd_kernel_weights", "modulate_bwd_kernel_styles"
 HALVES = ("__nv_bfloat16", "__half")
 STACK = [f"stack_fwd_kernel<{half}>" for half in HALVES]
+MAPPING = "mapping_fwd_kernel"
 PACK = [f"stack_pack_kernel<{half}>" for half in HALVES]
 LOOKUP = [f"table_lookup_kernel<{table}, {half}>" for half in HALVES for table in ("float", half)]
 
@@ -122,7 +123,7 @@ def resources(extension: Path, cuobjdump: str) -> dict[str, dict[str, int]]:
 
 
 def test_kernels_are_all_there(machine_code: dict[str, Counter[str]]) -> None:
-    assert sorted(machine_code) == sorted([*FORWARD, WEIGHTS, STYLES, *STACK, *PACK, *LOOKUP])
+    assert sorted(machine_code) == sorted([*FORWARD, WEIGHTS, STYLES, *STACK, *PACK, *LOOKUP, MAPPING])
 
 
 def test_no_local_memory(machine_code: dict, resources: dict) -> None:
@@ -148,7 +149,8 @@ def test_no_atomics(machine_code: dict[str, Counter[str]]) -> None:
         (STYLES, ["LDG.E.128"]),
     ]
     + [(name, ["LDG.E.128", "STG.E.128"]) for name in [*PACK, *LOOKUP]]
-    + [(name, ["LDG.E.128", "STS.128", "LDS.128"]) for name in STACK],
+    + [(name, ["LDG.E.128", "STS.128", "LDS.128"]) for name in STACK]
+    + [(MAPPING, ["LDG.E.128", "LDS.128"])],
 )
 def test_vector_accesses(machine_code: dict[str, Counter[str]], kernel: str, expected: list[str]) -> None:
     counter = machine_code[kernel]
@@ -171,7 +173,7 @@ def test_the_stack_is_asynchronous_products(machine_code: dict, resources: dict,
     assert products >= 4 * 8 * 2 * 2, counter  # four a slab, eight positions, last chunk and others, layer 0 and others
     waits = sum(n for name, n in counter.items() if name.startswith("WARPGROUP.DEPBAR"))
     assert 0 < waits < 0.6 * products, counter
-    for instruction in ("UBLKCP", "UTMALDG.3", "SYNCS", "USETMAXREG", "HMMA.16816.F32", "HFMA2"):
+    for instruction in ("UBLKCP", "UTMALDG.3", "SYNCS", "USETMAXREG", "BAR.ARV", "HFMA2"):
         assert any(name.startswith(instruction) for name in counter), f"{instruction} is not among {counter}"
     threads = 384
     assert resources[kernel]["REG"] * threads <= 65536, kernel

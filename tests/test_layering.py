@@ -20,7 +20,7 @@ MOST_LINES = 450
 ORDER = (
     "packing", "spec", "noise", "arguments", "encoding", "reference", "backends", "triton", "cuda", "cuda_onchip", "cuda_stack", "cpu_plan", "cpu",
     "ops",
-    "functional", "modules", "patch", "__init__", "env", "testing",
+    "functional", "modules", "prepared", "patch", "__init__", "env", "testing",
 )  # fmt: skip
 CSRC_ORDER = ("ptx", "tile", "epilogue", "kernels", "launch", "binding")
 

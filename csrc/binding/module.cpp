@@ -49,19 +49,17 @@ float* output(uintptr_t address)
     return reinterpret_cast<float*>(address);
 }
 
-void modulate_forward(const cips::ModulatePlan& plan, uintptr_t weights, uintptr_t styles,
-                      int64_t style_stride, uintptr_t mods, const std::string& dtype, float eps, int device,
-                      uintptr_t stream)
+void modulate_forward(const cips::ModulatePlan& plan, uintptr_t weights, uintptr_t styles, int64_t style_stride,
+                      uintptr_t mods, const std::string& dtype, float eps, int device, uintptr_t stream)
 {
     const cips::ModulateForward arguments{
         input(weights), input(styles), style_stride, reinterpret_cast<void*>(mods), parse_dtype(dtype), eps};
     cips::modulate_forward(plan, arguments, {device, stream});
 }
 
-void modulate_backward(const cips::ModulatePlan& plan, uintptr_t grad_mods, uintptr_t weights,
-                       uintptr_t styles, int64_t style_stride, uintptr_t scratch, uintptr_t grad_weights,
-                       uintptr_t grad_styles, int64_t grad_style_stride, float eps, int device,
-                       uintptr_t stream)
+void modulate_backward(const cips::ModulatePlan& plan, uintptr_t grad_mods, uintptr_t weights, uintptr_t styles,
+                       int64_t style_stride, uintptr_t scratch, uintptr_t grad_weights, uintptr_t grad_styles,
+                       int64_t grad_style_stride, float eps, int device, uintptr_t stream)
 {
     const cips::ModulateBackward arguments{input(grad_mods),    input(weights),    input(styles),
                                            style_stride,        output(scratch),   output(grad_weights),
@@ -73,8 +71,7 @@ int runtime_version()
 {
     int version = 0;
     const cudaError_t code = cudaRuntimeGetVersion(&version);
-    if (code != cudaSuccess)
-        throw std::runtime_error(std::string("cudaRuntimeGetVersion: ") + cudaGetErrorName(code));
+    if (code != cudaSuccess) throw std::runtime_error(std::string("cudaRuntimeGetVersion: ") + cudaGetErrorName(code));
     return version;
 }
 
@@ -85,8 +82,7 @@ PYBIND11_MODULE(_cuda, module)
     module.doc() = "Launches of the CUDA kernels in csrc/. Importing it needs no driver.";
     module.attr("architectures") = py::make_tuple(CIPS_ARCHITECTURES);
     module.attr("max_matrices") = cips::kMaxMatrices;
-    module.def("runtime_version", &runtime_version,
-               "Version of the CUDA runtime linked in, as 1000 major + 10 minor.");
+    module.def("runtime_version", &runtime_version, "Version of the CUDA runtime linked in, as 1000 major + 10 minor.");
 
     py::class_<cips::ModulatePlan>(module, "ModulatePlan", py::module_local(),
                                    "Tiles of one stack and batch size, made once.")
@@ -94,8 +90,7 @@ PYBIND11_MODULE(_cuda, module)
              "matrices: tuples (out_features, in_features, weight_offset, style_offset, mod_offset, "
              "row_stride, demodulate), offsets in elements.")
         .def_readonly("batch", &cips::ModulatePlan::batch)
-        .def_readonly("scratch_numel", &cips::ModulatePlan::scratch_numel,
-                      "Floats of scratch for modulate_backward.");
+        .def_readonly("scratch_numel", &cips::ModulatePlan::scratch_numel, "Floats of scratch for modulate_backward.");
 
     module.def("modulate_forward", &modulate_forward, py::arg("plan"), py::kw_only(), py::arg("weights"),
                py::arg("styles"), py::arg("style_stride"), py::arg("mods"), py::arg("dtype"), py::arg("eps"),

@@ -7,6 +7,7 @@
 #include <tuple>
 #include <vector>
 
+#include "launch/mapping.h"
 #include "launch/stack.h"
 #include "launch/table_lookup.h"
 
@@ -123,6 +124,14 @@ void lookup(uintptr_t table, const std::string& table_dtype, int64_t rows, int64
     table_lookup(a, {device, stream});
 }
 
+void mapping(uintptr_t z, uintptr_t weights, uintptr_t biases, uintptr_t w, int64_t vectors, int64_t layers,
+             int64_t dim, float negative_slope, int device, uintptr_t stream)
+{
+    mapping_forward({pointer<const float>(z), pointer<const float>(weights), pointer<const float>(biases),
+                     pointer<float>(w), vectors, layers, dim, negative_slope},
+                    {device, stream});
+}
+
 }  // namespace
 
 void bind_stack(py::module_& module)
@@ -156,6 +165,10 @@ void bind_stack(py::module_& module)
                py::arg("grid"), py::arg("first_pixel"), py::arg("exact"), py::arg("out"), py::arg("out_dtype"),
                py::arg("row_stride"), py::arg("images"), py::arg("pixels"), py::arg("device"), py::arg("stream"),
                py::call_guard<py::gil_scoped_release>(), "Write the interpolated vectors of every pixel.");
+    module.def("mapping_forward", &mapping, py::kw_only(), py::arg("z"), py::arg("weights"), py::arg("biases"),
+               py::arg("w"), py::arg("vectors"), py::arg("layers"), py::arg("dim"), py::arg("negative_slope"),
+               py::arg("device"), py::arg("stream"), py::call_guard<py::gil_scoped_release>(),
+               "Write w, the output of the mapping network.");
 }
 
 }  // namespace cips

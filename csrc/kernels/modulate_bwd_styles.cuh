@@ -11,8 +11,8 @@ namespace cips {
 /// columns. Shared memory: kTileThreads float4. Writes grad_styles [B, style_stride] at every column that a
 /// matrix owns.
 __global__ void __launch_bounds__(kTileThreads)
-    modulate_bwd_kernel_styles(const __grid_constant__ MatrixTable table, const float* partials,
-                               float* grad_styles, int64_t style_stride, int batch)
+    modulate_bwd_kernel_styles(const __grid_constant__ MatrixTable table, const float* partials, float* grad_styles,
+                               int64_t style_stride, int batch)
 {
     extern __shared__ float4 shared_quads[];
     const int tile = static_cast<int>(blockIdx.x);

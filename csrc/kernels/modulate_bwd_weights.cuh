@@ -27,8 +27,8 @@ struct RowSums {
 
 /// The sums over the whole row, for rows wider than a tile.
 template <bool kVector>
-__device__ __forceinline__ RowSums sums_of_row(const float* weight, const float* style, const float* grad,
-                                               float scale, int columns, int lane)
+__device__ __forceinline__ RowSums sums_of_row(const float* weight, const float* style, const float* grad, float scale,
+                                               int columns, int lane)
 {
     RowSums sums{0.0f, 0.0f};
 #pragma unroll(kVector ? 4 : 1)
@@ -42,10 +42,12 @@ __device__ __forceinline__ RowSums sums_of_row(const float* weight, const float*
 }
 
 template <bool kVector>
-__device__ __forceinline__ void modulate_backward_tile(
-    const MatrixEntry& matrix, const float* __restrict__ weights, const float* __restrict__ styles,
-    const float* __restrict__ grad_mods, float* __restrict__ grad_weights, float* __restrict__ partials,
-    int64_t style_stride, int batch, int row_block, int first_column, float eps, float4* stages)
+__device__ __forceinline__ void modulate_backward_tile(const MatrixEntry& matrix, const float* __restrict__ weights,
+                                                       const float* __restrict__ styles,
+                                                       const float* __restrict__ grad_mods,
+                                                       float* __restrict__ grad_weights, float* __restrict__ partials,
+                                                       int64_t style_stride, int batch, int row_block, int first_column,
+                                                       float eps, float4* stages)
 {
     constexpr int kChunks = kTileColumns / 128;
     const int warp = threadIdx.x / 32;
@@ -112,8 +114,7 @@ __device__ __forceinline__ void modulate_backward_tile(
             float projection = 0.0f;  // M t = V * projection
             if (matrix.demodulate) {
                 if (columns > kTileColumns) {
-                    sums = sums_of_row<kVector>(weight, style, grad + image * grad_image, matrix.scale,
-                                                columns, lane);
+                    sums = sums_of_row<kVector>(weight, style, grad + image * grad_image, matrix.scale, columns, lane);
                 }
                 demodulation = rsqrtf(warp_sum(sums.vv) + eps);
                 projection = demodulation * (demodulation * warp_sum(sums.nv));
@@ -137,8 +138,7 @@ __device__ __forceinline__ void modulate_backward_tile(
             for (int other = 1; other < kTileRows; ++other) {
                 if (other < rows) sum = add4(sum, quads[other * kStageQuads]);
             }
-            const int64_t out =
-                (static_cast<int64_t>(row_block) * batch + image) * matrix.row_stride + column;
+            const int64_t out = (static_cast<int64_t>(row_block) * batch + image) * matrix.row_stride + column;
             *reinterpret_cast<float4*>(partials + matrix.partial_offset + out) = sum;
         }
     }
@@ -157,9 +157,9 @@ __device__ __forceinline__ void modulate_backward_tile(
 /// grad_mods: float32 in the packing of the mods, padding columns undefined; partials: see MatrixEntry. Both
 /// 16-byte aligned. aligned: weights, styles, grad_weights and style_stride allow 16-byte accesses.
 __global__ void __launch_bounds__(kTileThreads, 2)
-    modulate_bwd_kernel_weights(const __grid_constant__ MatrixTable table, const float* weights,
-                                const float* styles, const float* grad_mods, float* grad_weights,
-                                float* partials, int64_t style_stride, int batch, float eps, bool aligned)
+    modulate_bwd_kernel_weights(const __grid_constant__ MatrixTable table, const float* weights, const float* styles,
+                                const float* grad_mods, float* grad_weights, float* partials, int64_t style_stride,
+                                int batch, float eps, bool aligned)
 {
     extern __shared__ float4 shared_quads[];
     const int tile = static_cast<int>(blockIdx.x);
@@ -170,11 +170,11 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     const int first_column = local % matrix.column_blocks * kTileColumns;
 
     if (aligned && matrix.vectorizable) {
-        modulate_backward_tile<true>(matrix, weights, styles, grad_mods, grad_weights, partials, style_stride,
-                                     batch, row_block, first_column, eps, shared_quads);
+        modulate_backward_tile<true>(matrix, weights, styles, grad_mods, grad_weights, partials, style_stride, batch,
+                                     row_block, first_column, eps, shared_quads);
     } else {
-        modulate_backward_tile<false>(matrix, weights, styles, grad_mods, grad_weights, partials,
-                                      style_stride, batch, row_block, first_column, eps, shared_quads);
+        modulate_backward_tile<false>(matrix, weights, styles, grad_mods, grad_weights, partials, style_stride, batch,
+                                      row_block, first_column, eps, shared_quads);
     }
 }
 

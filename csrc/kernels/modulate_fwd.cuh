@@ -14,8 +14,8 @@ namespace cips {
 
 /// sum_j (c s_j W_ij)^2 over the whole row, for rows that do not fit the registers of a warp.
 template <bool kVector>
-__device__ __forceinline__ float squares_of_row(const float* weight, const float* style, float scale,
-                                                int columns, int lane)
+__device__ __forceinline__ float squares_of_row(const float* weight, const float* style, float scale, int columns,
+                                                int lane)
 {
     float sum = 0.0f;
 #pragma unroll(kVector ? 4 : 1)
@@ -67,8 +67,7 @@ __device__ __forceinline__ void modulate_row(const MatrixEntry& matrix, const fl
         }
         float demodulation = 1.0f;
         if (matrix.demodulate) {
-            if (columns > kTileColumns)
-                sum = squares_of_row<kVector>(weight, style, matrix.scale, columns, lane);
+            if (columns > kTileColumns) sum = squares_of_row<kVector>(weight, style, matrix.scale, columns, lane);
             demodulation = rsqrtf(warp_sum(sum) + eps);
         }
         const int64_t out_row = static_cast<int64_t>(image) * matrix.out_features + row;
@@ -92,8 +91,8 @@ __device__ __forceinline__ void modulate_row(const MatrixEntry& matrix, const fl
 /// loads. mods: 16-byte aligned; each matrix [B, O, row_stride], columns from I on become zero.
 template <typename T>
 __global__ void __launch_bounds__(kTileThreads, 3)
-    modulate_fwd_kernel(const __grid_constant__ MatrixTable table, const float* weights, const float* styles,
-                        T* mods, int64_t style_stride, int batch, float eps, bool aligned)
+    modulate_fwd_kernel(const __grid_constant__ MatrixTable table, const float* weights, const float* styles, T* mods,
+                        int64_t style_stride, int batch, float eps, bool aligned)
 {
     const int tile = static_cast<int>(blockIdx.x);
     const int index = find_matrix(table, tile);
@@ -107,11 +106,9 @@ __global__ void __launch_bounds__(kTileThreads, 3)
     if (row >= matrix.out_features) return;
 
     if (aligned && matrix.vectorizable) {
-        modulate_row<T, true>(matrix, weights, styles, mods, style_stride, batch, first_image, row,
-                              first_column, eps);
+        modulate_row<T, true>(matrix, weights, styles, mods, style_stride, batch, first_image, row, first_column, eps);
     } else {
-        modulate_row<T, false>(matrix, weights, styles, mods, style_stride, batch, first_image, row,
-                               first_column, eps);
+        modulate_row<T, false>(matrix, weights, styles, mods, style_stride, batch, first_image, row, first_column, eps);
     }
 }
 

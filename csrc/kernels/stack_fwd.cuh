@@ -11,13 +11,14 @@
 #include "epilogue/leaky_relu.cuh"
 #include "epilogue/noise.cuh"
 #include "ptx/cluster.cuh"
-#include "ptx/mma.cuh"
+#include "ptx/named_barrier.cuh"
 #include "ptx/registers.cuh"
 #include "ptx/shared_address.cuh"
 #include "ptx/wgmma.cuh"
 #include "tile/pixel_coordinates.cuh"
 #include "tile/stack_input.cuh"
 #include "tile/stack_ring.cuh"
+#include "tile/unpack.cuh"
 
 namespace cips {
 
@@ -29,12 +30,12 @@ struct StackConsumer {
     const uint32_t shared;
     const int thread, lane, warpgroup;
     RingPosition at;
-    uint32_t chunks = 0;              // worked off so far, over all tiles: the number of the record in hand
-    StackInput a;                     // the layer's input, 16 registers a position
+    uint32_t chunks = 0;  // worked off so far, over all tiles: the number of the record in hand
+    StackInput a;         // the layer's input, 16 registers a position
     float acc[64];
-    float rgb[4];  // rows g and g + 8, channels 2 t and 2 t + 1
+    float rgb[2];  // rows g and g + 8, channel t
     float drawn = 0.0f;
-    int unit = 0;
+    uint32_t place;  // see find_place
 
     __device__ __forceinline__ StackConsumer(const StackParams& params, uint32_t base)
         : p(params),
@@ -42,7 +43,8 @@ struct StackConsumer {
           shared(base),
           thread(threadIdx.x % 128),
           lane(threadIdx.x % 32),
-          warpgroup(threadIdx.x / 128)
+          warpgroup(threadIdx.x / 128),
+          at(false)
     {
     }
 
@@ -58,9 +60,9 @@ struct StackConsumer {
         if (thread < kCluster) mbarrier_arrive_cluster(bars.empty + 8 * slot, thread);
     }
 
-    __device__ __forceinline__ uint32_t slot_descriptor() const
+    __device__ __forceinline__ uint32_t slot_descriptor(uint32_t slot) const
     {
-        return descriptor_start(shared + kRingOffset) + at.slot * (kSlabBytes >> 4);
+        return descriptor_start(shared + kRingOffset) + slot * (kSlabBytes >> 4);
     }
 
     /// Accumulators start as bias + strength * noise.
@@ -96,6 +98,11 @@ struct StackConsumer {
         ++chunks;
     }
 
+    /// Products of the two warpgroups take turns, a chunk each, so that one's tail runs under the other's products.
+    /// Without turns they fall into step, and the matrix units wait through both tails.
+    __device__ __forceinline__ void wait_for_turn() const { named_barrier_wait(1 + warpgroup, 128 * kConsumers); }
+    __device__ __forceinline__ void pass_turn() const { named_barrier_arrive(2 - warpgroup, 128 * kConsumers); }
+
     /// The products of one chunk. Parked positions below `reloads` come back as the products on them end. kStreamed:
     /// the first layer's, each of the first `streamed` positions followed by a streamed slab and its weights.
     template <bool kReload, bool kStreamed>
@@ -108,12 +115,15 @@ struct StackConsumer {
             if (kStreamed && pending_input != kNone) release(pending_input);
             pending = pending_input = kNone;
         };
+        wait_for_turn();
+        // a streamed chunk has more slabs than the ring has slots: no warpgroup can run through it alone
+        if (kStreamed && streamed > 0) pass_turn();
 #pragma unroll
         for (int i = 0; i < kRegisterSlabs; ++i) {
             if (positions >> i & 1) {
-                mbarrier_wait(bars.full + 8 * at.slot, at.phase);
+                mbarrier_wait(bars.full + 8 * at.slot(), at.phase());
                 wgmma_fence();
-                const uint32_t b = slot_descriptor();
+                const uint32_t b = slot_descriptor(at.slot());
 #pragma unroll
                 for (int k = 0; k < 4; ++k) {
                     const int j = 16 * i + 4 * k;
@@ -122,20 +132,20 @@ struct StackConsumer {
                 wgmma_commit();
                 wgmma_wait<1>();
                 retire();
-                pending = at.slot;
+                pending = at.slot();
                 at.advance();
             } else {
                 wgmma_wait<0>();
                 retire();
             }
             if (kStreamed && i < streamed) {
-                const uint32_t slot = at.slot;
-                const uint32_t x = slot_descriptor() + warpgroup * (kInputSlabBytes >> 4);
-                mbarrier_wait(bars.full + 8 * at.slot, at.phase);
+                const uint32_t slot = at.slot();
+                const uint32_t x = slot_descriptor(at.slot()) + warpgroup * (kInputSlabBytes >> 4);
+                mbarrier_wait(bars.full + 8 * at.slot(), at.phase());
                 at.advance();
-                mbarrier_wait(bars.full + 8 * at.slot, at.phase);
+                mbarrier_wait(bars.full + 8 * at.slot(), at.phase());
                 wgmma_fence();
-                const uint32_t b = slot_descriptor();
+                const uint32_t b = slot_descriptor(at.slot());
 #pragma unroll
                 for (int k = 0; k < 4; ++k) {
                     wgmma_shared<T>(acc, matrix_descriptor(x + 2 * k), matrix_descriptor(b + 2 * k));
@@ -143,7 +153,7 @@ struct StackConsumer {
                 wgmma_commit();
                 wgmma_wait<1>();
                 retire();
-                pending = at.slot;
+                pending = at.slot();
                 pending_input = slot;
                 at.advance();
             } else if (kStreamed && i < reloads) {
@@ -154,8 +164,35 @@ struct StackConsumer {
             const int ended = kStreamed ? i : i - 1;
             if (kReload && ended >= 0 && ended < reloads) reload(ended);
         }
+        if (!kStreamed || streamed == 0) pass_turn();
         wgmma_wait<0>();
         retire();
+    }
+
+    /// The same for a layer whose input fills every position: slab i is in slot i.
+    template <bool kReload>
+    __device__ __forceinline__ void full_products(int reloads)
+    {
+        wait_for_turn();
+#pragma unroll
+        for (int i = 0; i < kRegisterSlabs; ++i) {
+            mbarrier_wait(bars.full + 8 * i, at.phase_of(i));
+            wgmma_fence();
+            const uint32_t b = slot_descriptor(i);
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+                const int j = 16 * i + 4 * k;
+                wgmma_registers<T>(acc, a[j], a[j + 1], a[j + 2], a[j + 3], matrix_descriptor(b + 2 * k));
+            }
+            wgmma_commit();
+            if (i == kRegisterSlabs - 1) pass_turn();
+            wgmma_wait<1>();
+            if (i > 0) release(i - 1);
+            if (kReload && i > 0 && i - 1 < reloads) reload(i - 1);
+        }
+        wgmma_wait<0>();
+        release(kRegisterSlabs - 1);
+        at.advance_all();
     }
 
     __device__ __forceinline__ void reload(int position)
@@ -190,34 +227,43 @@ struct StackConsumer {
         end_chunk();
     }
 
-    /// Adds R x' of a chunk's 128 channels: `q` are their A fragments.
+    /// Adds R x' of a chunk's 128 channels. By ordinary arithmetic: a small product of the warp's own would wait in the
+    /// matrix units behind all of the other warpgroup's.
     __device__ __forceinline__ void add_rgb(const uint32_t* q)
     {
-        const uint32_t weights = record() + kRecordRgb + 8 * lane;
-        float odd[4] = {};
+        const uint32_t weights = record() + kRecordRgb + 16 * (lane % 4);
+        float sum[2][kMaxRgbChannels] = {};
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            uint2 b[4] = {};
-            if (lane < kRgbLanes) {
+        for (int n = 0; n < kRgbPairs / 4; ++n) {
+            uint32_t w[4];
+            asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                         : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
+                         : "r"(weights + 64 * n)
+                         : "memory");
 #pragma unroll
-                for (int s = 0; s < 4; ++s) {
-                    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
-                                 : "=r"(b[s].x), "=r"(b[s].y)
-                                 : "r"(weights + 8 * kRgbLanes * (4 * half + s))
-                                 : "memory");
+            for (int k = 0; k < 4; ++k) {
+                const int block = (4 * n + k) / kMaxRgbChannels, c = (4 * n + k) % kMaxRgbChannels;
+                const float2 v = unpack_pair(w[k], T());
+#pragma unroll
+                for (int row = 0; row < 2; ++row) {
+                    const float2 x = unpack_pair(q[2 * block + row], T());
+                    sum[row][c] = fmaf(v.y, x.y, fmaf(v.x, x.x, sum[row][c]));
                 }
             }
-#pragma unroll
-            for (int s = 0; s < 4; ++s) {
-                const uint32_t* f = q + 16 * half + 4 * s;
-                mma<T>(s % 2 ? odd : rgb, f[0], f[1], f[2], f[3], b[s]);
-            }
         }
+        // the quad's four sums become one: thread t keeps channel t
+        const bool high = lane & 2, odd = lane & 1;
 #pragma unroll
-        for (int j = 0; j < 4; ++j) rgb[j] += odd[j];
+        for (int row = 0; row < 2; ++row) {
+            const float* s = sum[row];
+            const float first = (high ? s[2] : s[0]) + __shfl_xor_sync(~0u, high ? s[0] : s[2], 2);
+            const float second = (high ? 0.0f : s[1]) + __shfl_xor_sync(~0u, high ? s[1] : 0.0f, 2);
+            rgb[row] += (odd ? second : first) + __shfl_xor_sync(~0u, odd ? first : second, 1);
+        }
     }
 
-    template <bool kStreamed>
+    /// kFirst: layer 0, whose input may come in streamed slabs too.
+    template <bool kFirst, bool kFull>
     __device__ __forceinline__ void layer(int index)
     {
         const StackLayer& l = p.layers[index];
@@ -225,46 +271,88 @@ struct StackConsumer {
         const bool has_rgb = l.rgb;
         const int last = l.chunks - 1;
         const uint32_t positions = l.positions;
-        const int streamed = kStreamed ? p.streamed_slabs : 0;
+        const int streamed = kFirst ? p.streamed_slabs : 0;
+        const int reloads = keep ? 2 * last : 0;
         const int source = lane - lane % 4 + 2 * (index % 2);
         const float noise0 = __shfl_sync(~0u, drawn, source), noise1 = __shfl_sync(~0u, drawn, source + 1);
+        if (kFull) at.align();
 #pragma unroll 1
         for (int chunk = 0; chunk < last; ++chunk) {
             start_chunk(noise0, noise1);
-            products<false, kStreamed>(positions, 0, streamed);
+            if constexpr (kFull) {
+                full_products<false>(0);
+            } else {
+                products<false, kFirst>(positions, 0, streamed);
+            }
             finish_chunk<false>(chunk, has_rgb, keep);
         }
         start_chunk(noise0, noise1);
-        products<true, kStreamed>(positions, keep ? 2 * last : 0, streamed);
+        if constexpr (kFull) {
+            full_products<true>(reloads);
+        } else {
+            products<true, kFirst>(positions, reloads, streamed);
+        }
         finish_chunk<true>(last, has_rgb, keep);
     }
 
-    __device__ __forceinline__ int image() const { return unit / static_cast<int>(p.groups); }
+    /// The unit in hand waits in shared memory: registers are scarcer.
+    __device__ __forceinline__ int unit() const
+    {
+        int value;
+        asm volatile("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(unit_address()) : "memory");
+        return value;
+    }
+
+    __device__ __forceinline__ void set_unit(int value) const
+    {
+        __syncwarp();
+        asm volatile("st.shared.b32 [%0], %1;" ::"r"(unit_address()), "r"(value) : "memory");
+        __syncwarp();
+    }
+
+    __device__ __forceinline__ uint32_t unit_address() const { return shared + kUnitOffset + threadIdx.x / 32 * 4; }
+
+    __device__ __forceinline__ int image() const { return unit() / p.groups; }
 
     /// Pixel of row g; row g + 8 is eight pixels on.
     __device__ __forceinline__ int64_t pixel() const
     {
         const int row = warpgroup * kWarpgroupPixels + thread / 32 * 16 + lane / 4;
-        return int64_t{unit % static_cast<int>(p.groups)} * kGroupPixels + cluster_rank() * kBlockPixels + row;
+        return int64_t{unit() % p.groups} * kGroupPixels + cluster_rank() * kBlockPixels + row;
     }
 
-    /// Noise of one layer at this thread's row g + 8 (t % 2). The counter is found anew each time: registers are scarcer
-    /// than arithmetic.
+    /// A quad keeps the places of its two rows, half a place a thread: of row g + 8 (t % 2), x where t / 2 is 0,
+    /// otherwise y, as bits; where there are no coordinates, the low or the high word of the pixel's number.
+    __device__ __forceinline__ void find_place()
+    {
+        const int64_t mine = min(pixel() + 8 * (lane % 2), p.places.pixels - 1);
+        const bool second = lane & 2;
+        if (p.places.coords != nullptr || p.places.grid_columns > 0) {
+            place = __float_as_uint(pixel_coordinate(p.places, image(), mine, second));
+        } else {
+            place = static_cast<uint32_t>((p.places.first_pixel + mine) >> (second ? 32 : 0));
+        }
+    }
+
+    /// Half of the place of row g + 8 `row`.
+    __device__ __forceinline__ uint32_t place_of(int row, int second) const
+    {
+        return __shfl_sync(~0u, place, lane - lane % 4 + row + 2 * second);
+    }
+
+    /// Noise of one layer at this thread's row g + 8 (t % 2).
     __device__ __forceinline__ float draw(int index) const
     {
-        if (p.noise_mode == StackNoise::kNone || index >= p.depth) return 0.0f;
-        const int64_t mine = min(pixel() + 8 * (lane % 2), p.places.pixels - 1);
+        if (p.noise_mode == StackNoise::kNone) return 0.0f;
         if (p.noise_mode == StackNoise::kGiven) {
+            const int64_t mine = min(pixel() + 8 * (lane % 2), p.places.pixels - 1);
+            if (index >= p.depth) return 0.0f;
             return __ldg(p.noise + index * p.noise_layer_stride + image() * p.noise_batch_stride + mine);
         }
-        uint32_t c0, c1;
+        uint32_t c0 = place_of(lane % 2, 0), c1 = place_of(lane % 2, 1);
         if (p.noise_mode == StackNoise::kCoords) {
-            const float2 point = pixel_coordinates(p.places, image(), mine);
-            c0 = __float_as_uint(point.x + 0.0f);  // adding +0 turns -0 into +0: one point, one noise
-            c1 = __float_as_uint(point.y + 0.0f);
-        } else {
-            c0 = static_cast<uint32_t>(p.places.first_pixel + mine);
-            c1 = static_cast<uint32_t>((p.places.first_pixel + mine) >> 32);
+            c0 = __float_as_uint(__uint_as_float(c0) + 0.0f);  // adding +0 turns -0 into +0: one point, one noise
+            c1 = __float_as_uint(__uint_as_float(c1) + 0.0f);
         }
         const auto seed = static_cast<uint64_t>(__ldg(p.seed));
         return normal_noise(static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32), c0, c1,
@@ -274,45 +362,52 @@ struct StackConsumer {
     /// The first layer's input.
     __device__ __forceinline__ void enter()
     {
-        const int64_t first = pixel();
         if (p.fourier != nullptr) {
-            encode_input<T>(a, p, lane % 4, pixel_coordinates(p.places, image(), first),
-                            pixel_coordinates(p.places, image(), first + 8));
+            const auto point = [&](int row) {
+                return make_float2(__uint_as_float(place_of(row, 0)), __uint_as_float(place_of(row, 1)));
+            };
+            encode_input<T>(a, p, lane % 4, point(0), point(1));
         } else {
-            load_input(a, p, lane % 4, image(), first);
+            load_input(a, p, lane % 4, image(), pixel());
         }
     }
 
-    __device__ __forceinline__ void run(int cluster, int clusters)
+    __device__ __forceinline__ void run()
     {
         const int t = lane % 4;
+        if (warpgroup == 1) pass_turn();  // warpgroup 0 begins
 #pragma unroll 1
-        for (unit = cluster; unit < p.units; unit += clusters) {
+        for (set_unit(cluster_index()); unit() < p.units; set_unit(unit() + cluster_count())) {
+            find_place();
             enter();
 #pragma unroll
-            for (int j = 0; j < 4; ++j) rgb[j] = 2 * t + j % 2 < p.channels ? __ldg(p.rgb_bias + 2 * t + j % 2) : 0.0f;
+            for (int row = 0; row < 2; ++row) rgb[row] = t < p.channels ? __ldg(p.rgb_bias + t) : 0.0f;
             // noise: of a quad's four threads each draws for one of two rows (t % 2) and one of two layers (t / 2)
             drawn = draw(t / 2);
-            layer<true>(0);
+            layer<true, false>(0);
 #pragma unroll 1
             for (int index = 1; index < p.depth; ++index) {
                 if (index % 2 == 0) drawn = draw(index + t / 2);
-                layer<false>(index);
+                if (is_full(p, index)) {
+                    layer<false, true>(index);
+                } else {
+                    layer<false, false>(index);
+                }
             }
             store();
         }
+        if (warpgroup == 0) wait_for_turn();  // no barrier is left half full
     }
 
     __device__ __forceinline__ void store() const
     {
         const int t = lane % 4;
-        float* out = p.rgb + image() * p.rgb_batch_stride + 2 * t * p.rgb_channel_stride;
+        if (t >= p.channels) return;
+        float* out = p.rgb + image() * p.rgb_batch_stride + t * p.rgb_channel_stride;
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            const int64_t at_pixel = pixel() + 8 * (j / 2);
-            if (2 * t + j % 2 < p.channels && at_pixel < p.places.pixels) {
-                out[at_pixel * p.rgb_pixel_stride + j % 2 * p.rgb_channel_stride] = rgb[j];
-            }
+        for (int row = 0; row < 2; ++row) {
+            const int64_t at_pixel = pixel() + 8 * row;
+            if (at_pixel < p.places.pixels) out[at_pixel * p.rgb_pixel_stride] = rgb[row];
         }
     }
 };
@@ -326,9 +421,6 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kStackThreads
     extern __shared__ __align__(1024) char memory[];
     const uint32_t shared = shared_address(memory);
     const StackBarriers bars(shared);
-    const uint32_t rank = cluster_rank();
-    const int cluster = blockIdx.x / kCluster;
-    const int clusters = gridDim.x / kCluster;
     if (threadIdx.x == 0) bars.init();
     __syncthreads();
     cluster_sync();
@@ -336,14 +428,14 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kStackThreads
     if (threadIdx.x >= 128 * kConsumers) {
         registers_give<24>();
         if (threadIdx.x == 128 * kConsumers) {
-            produce_slabs(p, &input_map, shared, bars, rank, cluster, clusters);
+            produce_slabs(p, &input_map, shared, bars);
         } else if (threadIdx.x == 128 * kConsumers + 32) {
-            produce_records(p, shared, bars, cluster, clusters);
+            produce_records(p, shared, bars);
         }
     } else {
         registers_take<240>();
         StackConsumer<T> consumer(p, shared);
-        consumer.run(cluster, clusters);
+        consumer.run();
     }
     // nobody leaves while the other block may still signal it
     __syncthreads();

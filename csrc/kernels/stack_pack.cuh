@@ -27,21 +27,21 @@ struct StackPackParams {
     int64_t slab_stride;
     char* records;
     int64_t record_stride;
-    float4* fourier;              // [64 register_slabs]
-    float* rgb_bias;              // [kMaxRgbChannels]
+    float4* fourier;  // [64 register_slabs]
+    float* rgb_bias;  // [kMaxRgbChannels]
     float eps;
-    float fold;                   // g (1 - s)
+    float fold;  // g (1 - s)
     int32_t batch;
     int32_t channels;
-    int32_t register_inputs;      // channels of the first layer's input held in registers
+    int32_t register_inputs;  // channels of the first layer's input held in registers
     int32_t register_slabs;
     int32_t streamed_slabs;
-    int32_t row_blocks;           // blocks that pack rows, for each group of images
+    int32_t row_blocks;  // blocks that pack rows, for each group of images
     int32_t record_blocks;
     int32_t image_records;
     int32_t depth;
     int32_t rgb_count;
-    uint64_t vectors;             // a bit a layer: whether its rows of weights and styles start on 16 bytes
+    uint64_t vectors;  // a bit a layer: whether its rows of weights and styles start on 16 bytes
     bool demodulate;
     StackLayer layers[kMaxStackLayers];
     StackRgb rgbs[kMaxStackRgbs];
@@ -89,7 +89,8 @@ __device__ __forceinline__ void pack_row(const StackPackParams& p, int index, in
         const bool in_registers = slab < held_slabs;
         first[i] = in_registers ? 8 * group : held + 8 * (group - 8 * held_slabs);
         limit[i] = !exists || slab >= l.slabs ? 0 : in_registers ? held : l.in_features;
-        const int order = in_registers ? slab + min(slab, streamed) : slab - held_slabs + min(slab - held_slabs + 1, held_slabs);
+        const int order =
+            in_registers ? slab + min(slab, streamed) : slab - held_slabs + min(slab - held_slabs + 1, held_slabs);
         place[i] = (row / kChunk * l.slabs + order) * kSlabBytes + row % kChunk * 128;
         load_channels(w[i], weight, first[i], limit[i], vectors);
 #pragma unroll
@@ -153,24 +154,25 @@ __device__ __forceinline__ void pack_record(const StackPackParams& p, int image,
         bias[at] = channel < l.out_features ? p.biases[l.bias_offset + channel] : 0.0f;
     }
     if (lane < 4) reinterpret_cast<float*>(record + kRecordStrength)[lane] = lane == 0 ? p.strengths[index] : 0.0f;
-    for (int at = lane; at < kChunk / 16 * kRgbLanes; at += 32) {
-        const int step = at / kRgbLanes, g = at % kRgbLanes / 4, t = at % 4;
-        float sum[4] = {};
-        if (l.rgb && g < p.channels) {
+    for (int at = lane; at < kRgbPairs * 4; at += 32) {
+        const int number = at / 16 * 4 + at % 4, t = at / 4 % 4;
+        const int block = number / kMaxRgbChannels, c = number % kMaxRgbChannels;
+        float sum[2] = {};
+        if (l.rgb && c < p.channels) {
             const float scale = p.fold * rsqrtf(static_cast<float>(l.out_features));
             for (int k = 0; k < p.rgb_count; ++k) {
                 const StackRgb& r = p.rgbs[k];
                 if (r.layer != index) continue;
-                for (int e = 0; e < 4; ++e) {
-                    const int channel = first + 16 * step + 2 * t + e % 2 + 8 * (e / 2);
+                for (int e = 0; e < 2; ++e) {
+                    const int channel = first + 8 * block + 2 * t + e;
                     if (channel >= l.out_features) continue;
                     const float s = p.styles[image * p.style_stride + r.style_offset + channel];
-                    sum[e] += scale * s * p.weights[r.weight_offset + static_cast<int64_t>(g) * l.out_features + channel];
+                    sum[e] +=
+                        scale * s * p.weights[r.weight_offset + static_cast<int64_t>(c) * l.out_features + channel];
                 }
             }
         }
-        reinterpret_cast<uint2*>(record + kRecordRgb)[at] =
-            make_uint2(pack_pair(sum[0], sum[1], T()), pack_pair(sum[2], sum[3], T()));
+        reinterpret_cast<uint32_t*>(record + kRecordRgb)[at] = pack_pair(sum[0], sum[1], T());
     }
 }
 

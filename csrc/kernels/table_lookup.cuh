@@ -1,5 +1,5 @@
-// Bilinear interpolation in a table of vectors at the coordinates of pixels: the embeddings that the on-chip stack reads
-// beside its Fourier features. A warp takes eight pixels in turn, a lane eight channels of them at a time.
+// Bilinear interpolation in a table of vectors at the coordinates of pixels: the embeddings that the on-chip stack
+// reads beside its Fourier features. A warp takes eight pixels in turn, a lane eight channels of them at a time.
 //
 // The arithmetic is that of cips_kernels/encoding.py, operation by operation, so that the bits agree.
 #pragma once
@@ -50,6 +50,17 @@ __device__ __forceinline__ Neighbours neighbours(float t, int64_t count, bool ex
     return {first, first + 1 < count ? first + 1 : count - 1, __fsub_rn(position, whole)};
 }
 
+/// Which entries a pixel reads: the first, the one right of it, below it, and both.
+struct Corners {
+    int64_t row, column;
+    bool below, right;
+
+    __device__ __forceinline__ bool operator==(const Corners& o) const
+    {
+        return row == o.row && column == o.column && below == o.below && right == o.right;
+    }
+};
+
 /// (1 - weight) a + weight b, exactly a at weight 0 and b at weight 1.
 __device__ __forceinline__ float interpolate(float a, float b, float weight)
 {
@@ -93,30 +104,39 @@ __global__ void __launch_bounds__(kLookupThreads) table_lookup_kernel(const __gr
     const Neighbours my_y = neighbours(point.y, p.rows, p.exact);
     const auto* table = static_cast<const T*>(p.table);
     const auto entry = [&](int64_t row, int64_t column) { return table + (row * p.columns + column) * p.features; };
-    for (int i = 0; i < kLookupPixels && first + i < p.places.pixels; ++i) {
-        const Neighbours x = shuffle(my_x, i), y = shuffle(my_y, i);
-        auto* out = static_cast<Out*>(p.out) + image * p.batch_stride + (first + i) * p.row_stride;
-        for (int channel = 8 * lane; channel < p.features; channel += 8 * 32) {
-            float v[8], right[8], lower[8], lower_right[8];
-            load_entry(v, entry(y.first, x.first), channel, p.features, p.vectors);
-            // a weight of 0 leaves the first entry as it is: the others need no reading
-            if (x.weight != 0.0f) {
-                load_entry(right, entry(y.first, x.second), channel, p.features, p.vectors);
-#pragma unroll
-                for (int e = 0; e < 8; ++e) v[e] = interpolate(v[e], right[e], x.weight);
-            }
-            if (y.weight != 0.0f) {
-                load_entry(lower, entry(y.second, x.first), channel, p.features, p.vectors);
-                if (x.weight != 0.0f) {
-                    load_entry(lower_right, entry(y.second, x.second), channel, p.features, p.vectors);
-#pragma unroll
-                    for (int e = 0; e < 8; ++e) lower[e] = interpolate(lower[e], lower_right[e], x.weight);
+    const auto count = static_cast<int>(min(p.places.pixels - first, int64_t{kLookupPixels}));
+    auto* out = static_cast<Out*>(p.out) + image * p.batch_stride + first * p.row_stride;
+    for (int base = 0; base < p.features; base += 8 * 32) {
+        const int channel = base + 8 * lane;
+        // neighbours in an image often lie between the same entries: read them once
+        float corner[2][2][8];
+        Corners held{-1, -1, false, false};
+        for (int i = 0; i < kLookupPixels; ++i) {  // every lane takes part in the shuffles
+            const Neighbours x = shuffle(my_x, i), y = shuffle(my_y, i);
+            if (i >= count || channel >= p.features) continue;
+            // a weight of 0 leaves the first entry as it is: the second needs no reading
+            const Corners wanted{y.first, x.first, y.weight != 0.0f, x.weight != 0.0f};
+            if (!(held == wanted)) {
+                held = wanted;
+                load_entry(corner[0][0], entry(y.first, x.first), channel, p.features, p.vectors);
+                if (wanted.right) load_entry(corner[0][1], entry(y.first, x.second), channel, p.features, p.vectors);
+                if (wanted.below) load_entry(corner[1][0], entry(y.second, x.first), channel, p.features, p.vectors);
+                if (wanted.right && wanted.below) {
+                    load_entry(corner[1][1], entry(y.second, x.second), channel, p.features, p.vectors);
                 }
+            }
+            float v[8];
 #pragma unroll
-                for (int e = 0; e < 8; ++e) v[e] = interpolate(v[e], lower[e], y.weight);
+            for (int e = 0; e < 8; ++e) {
+                v[e] = held.right ? interpolate(corner[0][0][e], corner[0][1][e], x.weight) : corner[0][0][e];
+                if (held.below) {
+                    const float lower =
+                        held.right ? interpolate(corner[1][0][e], corner[1][1][e], x.weight) : corner[1][0][e];
+                    v[e] = interpolate(v[e], lower, y.weight);
+                }
             }
             // past L1: the stack reads it from L2
-            __stcg(reinterpret_cast<uint4*>(out + channel),
+            __stcg(reinterpret_cast<uint4*>(out + i * p.row_stride + channel),
                    make_uint4(pack_pair(v[0], v[1], Out()), pack_pair(v[2], v[3], Out()), pack_pair(v[4], v[5], Out()),
                               pack_pair(v[6], v[7], Out())));
         }

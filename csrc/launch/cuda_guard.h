@@ -13,8 +13,7 @@ inline void check_cuda(cudaError_t code, const char* call)
 {
     if (code == cudaSuccess) return;
     cudaGetLastError();  // reported here, it must not appear again in somebody else's check
-    throw std::runtime_error(std::string(call) + ": " + cudaGetErrorName(code) + ": " +
-                             cudaGetErrorString(code));
+    throw std::runtime_error(std::string(call) + ": " + cudaGetErrorName(code) + ": " + cudaGetErrorString(code));
 }
 
 /// Makes `device` current for the life of the object.

@@ -21,8 +21,7 @@ void require_pointer(const void* pointer, const char* name, bool aligned)
 {
     if (pointer == nullptr) throw std::invalid_argument(std::string(name) + ": a null address came");
     if (reinterpret_cast<uintptr_t>(pointer) % (aligned ? 16 : 4) != 0) {
-        throw std::invalid_argument(std::string(name) + ": address is not a multiple of " +
-                                    (aligned ? "16" : "4"));
+        throw std::invalid_argument(std::string(name) + ": address is not a multiple of " + (aligned ? "16" : "4"));
     }
 }
 
@@ -34,8 +33,8 @@ void require_stride(const ModulatePlan& plan, int64_t stride, const char* name)
         width = std::max(width, int64_t{matrix.style_offset} + matrix.in_features);
     }
     if (plan.batch > 1 && stride < width) {
-        throw std::invalid_argument(std::string(name) + ": " + std::to_string(stride) +
-                                    " came, expected at least " + std::to_string(width));
+        throw std::invalid_argument(std::string(name) + ": " + std::to_string(stride) + " came, expected at least " +
+                                    std::to_string(width));
     }
 }
 
@@ -45,12 +44,11 @@ unsigned tiles(const MatrixTable& table)
 }
 
 template <typename T>
-void launch_forward(const ModulatePlan& plan, const ModulateForward& arguments, bool aligned,
-                    cudaStream_t stream)
+void launch_forward(const ModulatePlan& plan, const ModulateForward& arguments, bool aligned, cudaStream_t stream)
 {
     modulate_fwd_kernel<T><<<tiles(plan.forward), kTileThreads, 0, stream>>>(
-        plan.forward, arguments.weights, arguments.styles, static_cast<T*>(arguments.mods),
-        arguments.style_stride, static_cast<int>(plan.batch), arguments.eps, aligned);
+        plan.forward, arguments.weights, arguments.styles, static_cast<T*>(arguments.mods), arguments.style_stride,
+        static_cast<int>(plan.batch), arguments.eps, aligned);
 }
 
 }  // namespace
@@ -94,13 +92,12 @@ void modulate_backward(const ModulatePlan& plan, const ModulateBackward& argumen
     constexpr size_t kStageBytes = kGradStages * kTileRows * kStageQuads * sizeof(float4);
     static_assert(kStageBytes <= 48 * 1024, "more shared memory needs cudaFuncSetAttribute");
     modulate_bwd_kernel_weights<<<tiles(plan.backward_weights), kTileThreads, kStageBytes, stream>>>(
-        plan.backward_weights, arguments.weights, arguments.styles, arguments.grad_mods,
-        arguments.grad_weights, arguments.scratch, arguments.style_stride, batch, arguments.eps, aligned);
+        plan.backward_weights, arguments.weights, arguments.styles, arguments.grad_mods, arguments.grad_weights,
+        arguments.scratch, arguments.style_stride, batch, arguments.eps, aligned);
     check_cuda(cudaGetLastError(), "launch of modulate_bwd_kernel_weights");
 
-    modulate_bwd_kernel_styles<<<tiles(plan.backward_styles), kTileThreads, kTileThreads * sizeof(float4),
-                                 stream>>>(plan.backward_styles, arguments.scratch, arguments.grad_styles,
-                                           arguments.grad_style_stride, batch);
+    modulate_bwd_kernel_styles<<<tiles(plan.backward_styles), kTileThreads, kTileThreads * sizeof(float4), stream>>>(
+        plan.backward_styles, arguments.scratch, arguments.grad_styles, arguments.grad_style_stride, batch);
     check_cuda(cudaGetLastError(), "launch of modulate_bwd_kernel_styles");
 }
 

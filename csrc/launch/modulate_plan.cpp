@@ -20,25 +20,21 @@ int64_t divide_up(int64_t n, int64_t by)
 
 void require(bool holds, const std::string& name, int64_t came, const std::string& expected)
 {
-    if (!holds)
-        throw std::invalid_argument(name + ": " + std::to_string(came) + " came, expected " + expected);
+    if (!holds) throw std::invalid_argument(name + ": " + std::to_string(came) + " came, expected " + expected);
 }
 
 void check(const MatrixShape& m, const std::string& name)
 {
-    require(m.out_features >= 1 && m.out_features <= kMaxInt, name + ".out_features", m.out_features,
-            "1 to 2^31 - 1");
+    require(m.out_features >= 1 && m.out_features <= kMaxInt, name + ".out_features", m.out_features, "1 to 2^31 - 1");
     require(m.in_features >= 1 && m.in_features <= kMaxInt - 16, name + ".in_features", m.in_features,
             "1 to 2^31 - 17");
-    require(m.row_stride >= m.in_features && m.row_stride % 16 == 0 && m.row_stride <= kMaxInt,
-            name + ".row_stride", m.row_stride,
-            "a multiple of 16, at least in_features = " + std::to_string(m.in_features));
+    require(m.row_stride >= m.in_features && m.row_stride % 16 == 0 && m.row_stride <= kMaxInt, name + ".row_stride",
+            m.row_stride, "a multiple of 16, at least in_features = " + std::to_string(m.in_features));
     // Wider padding would lie outside the last column tile, and nobody would write it.
     require(m.row_stride < m.in_features + 16, name + ".row_stride", m.row_stride,
             "in_features rounded up to a multiple of 16");
     require(m.weight_offset >= 0, name + ".weight_offset", m.weight_offset, "at least 0");
-    require(m.style_offset >= 0 && m.style_offset <= kMaxInt, name + ".style_offset", m.style_offset,
-            "0 to 2^31 - 1");
+    require(m.style_offset >= 0 && m.style_offset <= kMaxInt, name + ".style_offset", m.style_offset, "0 to 2^31 - 1");
     require(m.mod_offset >= 0 && m.mod_offset % 16 == 0, name + ".mod_offset", m.mod_offset,
             "a multiple of 16, at least 0");
 }
@@ -69,8 +65,7 @@ void number_tiles(MatrixTable& table, Tiles tiles_of)
     for (int index = 0; index < table.count; ++index) {
         table.first_tile[index] = static_cast<int32_t>(total);
         total += tiles_of(table.entries[index]);
-        require(total <= kMaxInt, "matrices: tiles", total,
-                "at most 2^31 - 1 for all matrices and images together");
+        require(total <= kMaxInt, "matrices: tiles", total, "at most 2^31 - 1 for all matrices and images together");
     }
     table.first_tile[table.count] = static_cast<int32_t>(total);
 }
@@ -81,8 +76,7 @@ ModulatePlan make_modulate_plan(const std::vector<MatrixShape>& matrices, int64_
 {
     const auto count = static_cast<int64_t>(matrices.size());
     require(count >= 1 && count <= kMaxMatrices, "matrices", count, "1 to " + std::to_string(kMaxMatrices));
-    require(batch >= 1 && batch <= kMaxInt - kForwardImages, "batch", batch,
-            "at least 1 and less than 2^31 - 4");
+    require(batch >= 1 && batch <= kMaxInt - kForwardImages, "batch", batch, "at least 1 and less than 2^31 - 4");
 
     ModulatePlan plan{};
     plan.batch = batch;
@@ -99,8 +93,7 @@ ModulatePlan make_modulate_plan(const std::vector<MatrixShape>& matrices, int64_
     number_tiles(plan.forward, [&](const MatrixEntry& m) {
         return int64_t{m.row_blocks} * m.column_blocks * divide_up(batch, kForwardImages);
     });
-    number_tiles(plan.backward_weights,
-                 [&](const MatrixEntry& m) { return int64_t{m.row_blocks} * m.column_blocks; });
+    number_tiles(plan.backward_weights, [&](const MatrixEntry& m) { return int64_t{m.row_blocks} * m.column_blocks; });
     number_tiles(plan.backward_styles,
                  [&](const MatrixEntry& m) { return batch * divide_up(m.in_features, kStyleColumns); });
     return plan;

@@ -50,8 +50,9 @@ int resident_clusters(int device)
     static std::map<int, int> known;
     const std::lock_guard<std::mutex> lock(mutex);
     if (const auto found = known.find(device); found != known.end()) return found->second;
-    check_cuda(cudaFuncSetAttribute(stack_fwd_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, kStackSharedBytes),
-               "cudaFuncSetAttribute(stack_fwd_kernel)");
+    check_cuda(
+        cudaFuncSetAttribute(stack_fwd_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, kStackSharedBytes),
+        "cudaFuncSetAttribute(stack_fwd_kernel)");
     int multiprocessors = 0, clusters = 0;
     check_cuda(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
                "cudaDeviceGetAttribute");
@@ -74,8 +75,8 @@ template <typename T>
 void launch_forward(const StackParams& params, const TensorMap& map, int device, cudaStream_t stream)
 {
     const int64_t clusters = std::min<int64_t>(resident_clusters<T>(device), params.units);
-    stack_fwd_kernel<T><<<static_cast<unsigned>(clusters * kCluster), kStackThreads, kStackSharedBytes, stream>>>(params,
-                                                                                                               map);
+    stack_fwd_kernel<T>
+        <<<static_cast<unsigned>(clusters * kCluster), kStackThreads, kStackSharedBytes, stream>>>(params, map);
     check_cuda(cudaGetLastError(), "launch of stack_fwd_kernel");
 }
 
@@ -124,7 +125,8 @@ void stack_pack(const StackPlan& plan, const StackPack& a, Target target)
     p.streamed_slabs = static_cast<int32_t>(plan.streamed_slabs());
     p.image_records = static_cast<int32_t>(plan.image_records);
     p.row_blocks = static_cast<int32_t>(plan.image_records * kChunk / (kPackThreads / 32));
-    p.record_blocks = static_cast<int32_t>((plan.image_records * plan.batch + kPackThreads / 32 - 1) / (kPackThreads / 32));
+    p.record_blocks =
+        static_cast<int32_t>((plan.image_records * plan.batch + kPackThreads / 32 - 1) / (kPackThreads / 32));
     p.depth = static_cast<int32_t>(plan.layers.size());
     p.rgb_count = static_cast<int32_t>(plan.rgbs.size());
     p.demodulate = a.demodulate;
@@ -189,6 +191,7 @@ void stack_forward(const StackPlan& plan, const StackForward& a, Target target)
     const int64_t groups = (a.pixels + kGroupPixels - 1) / kGroupPixels;
     require(groups * plan.batch < int64_t{1} << 31, "pixels: more units of work than 2^31");
     p.groups = static_cast<int32_t>(groups);
+    p.images = static_cast<int32_t>(plan.batch);
     p.units = static_cast<int32_t>(groups * plan.batch);
     p.noise_mode = static_cast<StackNoise>(a.noise_mode);
     p.first_image = static_cast<int32_t>(a.first_image);
@@ -210,8 +213,8 @@ void stack_forward(const StackPlan& plan, const StackForward& a, Target target)
         require_aligned(a.streamed, "streamed", 16);
         const bool shared = a.streamed_batch_stride == 0;
         map = make_tensor_map(a.streamed, shared ? 1 : plan.batch, a.pixels, plan.streamed_inputs,
-                              shared ? a.pixels * a.streamed_row_stride : a.streamed_batch_stride, a.streamed_row_stride,
-                              kWarpgroupPixels, bfloat16);
+                              shared ? a.pixels * a.streamed_row_stride : a.streamed_batch_stride,
+                              a.streamed_row_stride, kWarpgroupPixels, bfloat16);
     }
     const float slope = a.negative_slope / (1.0f - a.negative_slope);
     if (bfloat16) {

@@ -24,8 +24,8 @@ struct StackPlan {
     int64_t channels;
     int64_t register_inputs;
     int64_t streamed_inputs;
-    int64_t slab_bytes;     // an image's slabs
-    int64_t record_bytes;   // an image's records
+    int64_t slab_bytes;    // an image's slabs
+    int64_t record_bytes;  // an image's records
     int64_t image_slabs;
     int64_t image_records;
     std::vector<StackLayer> layers;
@@ -66,13 +66,13 @@ struct StackForward {
     const void* records;
     const void* fourier;  // null: x is given
     const float* rgb_bias;
-    const void* x;  // [B or 1, P, register_inputs or more], 16-byte aligned rows; null with fourier
+    const void* x;           // [B or 1, P, register_inputs or more], 16-byte aligned rows; null with fourier
     int64_t x_batch_stride;  // bytes, as all strides of 16-bit tensors
     int64_t x_row_stride;
     const void* streamed;  // [B or 1, P, streamed_inputs], 16-byte aligned rows
     int64_t streamed_batch_stride;
     int64_t streamed_row_stride;
-    const float* coords;  // [B or 1, P, 2], or null
+    const float* coords;          // [B or 1, P, 2], or null
     int64_t coords_batch_stride;  // floats
     int64_t grid_rows;
     int64_t grid_columns;

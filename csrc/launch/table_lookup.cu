@@ -20,7 +20,8 @@ template <typename T, typename Out>
 void launch(const TableLookupParams& params, int64_t images, cudaStream_t stream)
 {
     constexpr int64_t kPixels = kLookupThreads / 32 * kLookupPixels;
-    const dim3 grid(static_cast<unsigned>((params.places.pixels + kPixels - 1) / kPixels), static_cast<unsigned>(images));
+    const dim3 grid(static_cast<unsigned>((params.places.pixels + kPixels - 1) / kPixels),
+                    static_cast<unsigned>(images));
     table_lookup_kernel<T, Out><<<grid, kLookupThreads, 0, stream>>>(params);
     check_cuda(cudaGetLastError(), "launch of table_lookup_kernel");
 }
@@ -44,7 +45,8 @@ void table_lookup(const TableLookup& a, Target target)
     require(a.rows < 1 << 24 && a.columns < 1 << 24, "table: expected sides below 2^24, which float32 counts exactly");
     require(a.features < 1 << 30, "table: too many channels");
     require(a.out != nullptr && reinterpret_cast<uintptr_t>(a.out) % 16 == 0, "out: address is not a multiple of 16");
-    require(a.row_stride % 8 == 0 && a.row_stride >= a.features, "row_stride: expected a multiple of 8 that holds a row");
+    require(a.row_stride % 8 == 0 && a.row_stride >= a.features,
+            "row_stride: expected a multiple of 8 that holds a row");
     require(a.coords != nullptr || (a.grid_rows >= 1 && a.grid_columns >= 1), "coords: expected coords or a grid");
     require(a.images >= 1 && a.images <= 65535, "images: expected 1 to 65535");
     require(a.pixels >= 1 && a.pixels < int64_t{1} << 31, "pixels: expected 1 to 2^31 - 1");

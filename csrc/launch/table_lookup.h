@@ -19,8 +19,8 @@ struct TableLookup {
     int64_t grid_columns;
     int64_t first_pixel;
     bool exact;
-    void* out;  // [images, P, row_stride], 16-byte aligned
-    DType out_dtype;  // bfloat16 or float16
+    void* out;           // [images, P, row_stride], 16-byte aligned
+    DType out_dtype;     // bfloat16 or float16
     int64_t row_stride;  // elements, a multiple of 8
     int64_t images;
     int64_t pixels;

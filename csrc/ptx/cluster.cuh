@@ -12,9 +12,38 @@ __device__ __forceinline__ uint32_t cluster_rank()
     return rank;
 }
 
+/// Number of this cluster in a one-dimensional grid.
+__device__ __forceinline__ int cluster_index()
+{
+    int index;
+    asm volatile("mov.u32 %0, %%clusterid.x;" : "=r"(index));
+    return index;
+}
+
+/// How many clusters the grid has.
+__device__ __forceinline__ int cluster_count()
+{
+    int count;
+    asm volatile("mov.u32 %0, %%nclusterid.x;" : "=r"(count));
+    return count;
+}
+
 __device__ __forceinline__ void cluster_sync()
 {
     asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+
+/// Store at the same shared address of block `rank` of the cluster; seen there after cluster_sync.
+__device__ __forceinline__ void store_cluster(uint32_t shared, uint32_t rank, float value)
+{
+    asm volatile(
+        "{\n"
+        ".reg .b32 remote;\n"
+        "mapa.shared::cluster.u32 remote, %0, %1;\n"
+        "st.shared::cluster.f32 [remote], %2;\n"
+        "}" ::"r"(shared),
+        "r"(rank), "f"(value)
+        : "memory");
 }
 
 }  // namespace cips

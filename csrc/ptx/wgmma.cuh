@@ -43,46 +43,44 @@ __device__ __forceinline__ void wgmma_wait()
 /// d += A B^T, A [64, 16] in registers, B [128, 16] in shared memory.
 template <typename T>
 __device__ __forceinline__ void wgmma_registers(float (&d)[64], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                                                   uint64_t b);
+                                                uint64_t b);
 
 /// d += A B^T, both in shared memory.
 template <typename T>
 __device__ __forceinline__ void wgmma_shared(float (&d)[64], uint64_t a, uint64_t b);
 
 // One text for all: the operands are 64 accumulators, then A and B.
-#define CIPS_ACCUMULATORS \
-    "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+#define CIPS_ACCUMULATORS                                                              \
+    "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "          \
     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
     "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
     "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}"
-#define CIPS_OUTPUTS \
-    "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), \
-    "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), \
-    "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), \
-    "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), \
-    "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), \
-    "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), \
-    "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), \
-    "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), \
-    "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), \
-    "+f"(d[63])
-#define CIPS_WGMMA(TYPE, NAME)                                                                                  \
-    template <>                                                                                                 \
+#define CIPS_OUTPUTS                                                                                            \
+    "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), \
+        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),  \
+        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), \
+        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), \
+        "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), \
+        "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), \
+        "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]), \
+        "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+#define CIPS_WGMMA(TYPE, NAME)                                                                                   \
+    template <>                                                                                                  \
     __device__ __forceinline__ void wgmma_registers<TYPE>(float (&d)[64], uint32_t a0, uint32_t a1, uint32_t a2, \
-                                                          uint32_t a3, uint64_t b)                              \
-    {                                                                                                           \
-        asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." NAME "." NAME " " CIPS_ACCUMULATORS         \
-                     ", {%64, %65, %66, %67}, %68, 1, 1, 1, 0;"                                                 \
-                     : CIPS_OUTPUTS                                                                             \
-                     : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b));                                             \
-    }                                                                                                           \
-    template <>                                                                                                 \
-    __device__ __forceinline__ void wgmma_shared<TYPE>(float (&d)[64], uint64_t a, uint64_t b)                  \
-    {                                                                                                           \
-        asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." NAME "." NAME " " CIPS_ACCUMULATORS         \
-                     ", %64, %65, 1, 1, 1, 0, 0;"                                                               \
-                     : CIPS_OUTPUTS                                                                             \
-                     : "l"(a), "l"(b));                                                                         \
+                                                          uint32_t a3, uint64_t b)                               \
+    {                                                                                                            \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." NAME "." NAME " " CIPS_ACCUMULATORS          \
+                     ", {%64, %65, %66, %67}, %68, 1, 1, 1, 0;"                                                  \
+                     : CIPS_OUTPUTS                                                                              \
+                     : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b));                                              \
+    }                                                                                                            \
+    template <>                                                                                                  \
+    __device__ __forceinline__ void wgmma_shared<TYPE>(float (&d)[64], uint64_t a, uint64_t b)                   \
+    {                                                                                                            \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." NAME "." NAME " " CIPS_ACCUMULATORS          \
+                     ", %64, %65, 1, 1, 1, 0, 0;"                                                                \
+                     : CIPS_OUTPUTS                                                                              \
+                     : "l"(a), "l"(b));                                                                          \
     }
 CIPS_WGMMA(__nv_bfloat16, "bf16")
 CIPS_WGMMA(__half, "f16")

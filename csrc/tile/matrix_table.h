@@ -42,7 +42,6 @@ struct MatrixTable {
     MatrixEntry entries[kMaxMatrices];
 };
 
-static_assert(sizeof(MatrixTable) <= 4096 - 128,
-              "kernel arguments must fit 4 KB: leave room for the pointers");
+static_assert(sizeof(MatrixTable) <= 4096 - 128, "kernel arguments must fit 4 KB: leave room for the pointers");
 
 }  // namespace cips

@@ -13,16 +13,23 @@ __device__ __forceinline__ float grid_coordinate(int64_t position, int64_t count
     return static_cast<float>(static_cast<double>(2 * position - (count - 1)) / static_cast<double>(count - 1));
 }
 
-/// (x, y) of a pixel of this call; pixels beyond the last repeat it.
-__device__ __forceinline__ float2 pixel_coordinates(const PixelPlaces& p, int image, int64_t pixel)
+/// y (second) or x of a pixel of this call; pixels beyond the last repeat it.
+__device__ __forceinline__ float pixel_coordinate(const PixelPlaces& p, int image, int64_t pixel, bool second)
 {
     pixel = pixel < p.pixels ? pixel : p.pixels - 1;
-    if (p.coords != nullptr) {
-        return __ldg(reinterpret_cast<const float2*>(p.coords + image * p.coords_batch_stride) + pixel);
-    }
+    if (p.coords != nullptr) return __ldg(p.coords + image * p.coords_batch_stride + 2 * pixel + second);
     const int64_t index = p.first_pixel + pixel;
-    return make_float2(grid_coordinate(index % p.grid_columns, p.grid_columns),
-                       grid_coordinate(index / p.grid_columns, p.grid_rows));
+    // 64-bit division is dear, and seldom needed
+    const int64_t row = (index | p.grid_columns) >> 32 == 0
+                            ? static_cast<uint32_t>(index) / static_cast<uint32_t>(p.grid_columns)
+                            : index / p.grid_columns;
+    return second ? grid_coordinate(row, p.grid_rows) : grid_coordinate(index - row * p.grid_columns, p.grid_columns);
+}
+
+/// (x, y) of a pixel of this call.
+__device__ __forceinline__ float2 pixel_coordinates(const PixelPlaces& p, int image, int64_t pixel)
+{
+    return make_float2(pixel_coordinate(p, image, pixel, false), pixel_coordinate(p, image, pixel, true));
 }
 
 }  // namespace cips

@@ -2,7 +2,7 @@
 //
 // A layer's outputs are worked off in chunks of kChunk channels, its inputs in slabs of kSlab. The weights of one
 // chunk and slab are one slab image [kChunk outputs][kSlab inputs] of 16-bit values, 16 bytes swizzled by the row,
-// and travel as they lie. A chunk's record holds what its tail needs: bias, noise strength, ToRGB fragments.
+// and travel as they lie. A chunk's record holds what its tail needs: bias, noise strength, ToRGB weights.
 //
 // The first layer's inputs come in two parts: up to kRegisterInputs held in registers (Fourier features, or the
 // first channels of x), and the rest streamed as slabs [pixels][kSlab] (the table's embeddings, or the rest of x).
@@ -30,11 +30,14 @@ constexpr int kSlabBytes = kChunk * kSlab * 2;
 constexpr int kInputSlabBytes = kWarpgroupPixels * kSlab * 2;  // one warpgroup's
 static_assert(kConsumers * kInputSlabBytes == kSlabBytes, "streamed inputs of a block fill one slot of the ring");
 
-constexpr int kRgbLanes = 4 * kMaxRgbChannels;  // lanes of a ToRGB fragment that are not zero
 constexpr int kRecordBias = 0;                             // kChunk floats, in the order of start_chunk
 constexpr int kRecordStrength = kRecordBias + 4 * kChunk;  // a float, 12 bytes of padding
-constexpr int kRecordRgb = kRecordStrength + 16;           // [kChunk / 16][kRgbLanes] of 8 bytes
-constexpr int kRecordBytes = kRecordRgb + kChunk / 16 * kRgbLanes * 8;
+// ToRGB: for thread t of a quad, 48 pairs of 16-bit weights, number 3 j + c of columns 8 j + 2 t, + 1 and channel c; in
+// groups of four pairs, the quad's threads side by side.
+constexpr int kRecordRgb = kRecordStrength + 16;
+constexpr int kRgbPairs = kChunk / 8 * kMaxRgbChannels;
+constexpr int kRecordBytes = kRecordRgb + kRgbPairs * 4 * 4;
+static_assert(kRgbPairs % 4 == 0, "pairs are read four at a time");
 static_assert(kRecordBytes % 16 == 0, "records travel by bulk copy");
 
 // Shared memory of a block. The parking area holds, for each warpgroup, the chunks of a layer's output that are
@@ -46,7 +49,9 @@ constexpr int kRecords = 2;  // buffers of records
 constexpr int kRingOffset = kConsumers * kParkBytes;
 constexpr int kRecordOffset = kRingOffset + kStages * kSlabBytes;
 constexpr int kBarrierOffset = kRecordOffset + kRecords * kRecordBytes;
-constexpr int kStackSharedBytes = kBarrierOffset + 2 * 8 * (kStages + kRecords);
+constexpr int kUnitOffset = kBarrierOffset + 2 * 8 * (kStages + kRecords);  // the unit in hand, an int a warp
+constexpr int kStackSharedBytes = kUnitOffset + 4 * 4 * kConsumers;
+static_assert(kStages == kRegisterSlabs, "a full layer takes slot i for slab i");
 static_assert(kStackSharedBytes <= 227 * 1024, "shared memory of a block");
 
 /// One layer. positions: which of the 8 slab positions of the registers its input occupies. A layer's chunks but the
@@ -58,7 +63,7 @@ struct StackLayer {
     int64_t slab_offset;    // bytes, in an image's slabs
     int32_t style_offset;   // column of the styles
     int32_t bias_offset;
-    int32_t first_record;   // in an image's records
+    int32_t first_record;  // in an image's records
     uint8_t chunks;
     uint8_t positions;
     uint8_t slabs;  // of 64 input channels, streamed ones included

@@ -23,34 +23,35 @@ struct alignas(64) TensorMap {
 };
 
 struct StackParams {
-    const char* slabs;        // [B][slab_stride]
-    int64_t slab_stride;      // bytes an image
-    const char* records;      // [B][record_stride]
-    int64_t record_stride;    // bytes an image
-    const float* rgb_bias;    // [kMaxRgbChannels], summed over ToRGBs
-    const float4* fourier;    // [64 register_slabs] (B_x, B_y, b, 0); null: x is given
-    const char* x;            // [B or 1][P][>= 64 register_slabs] of 16-bit values; rows on 16 bytes
-    int64_t x_batch_stride;   // bytes; 0: shared
-    int64_t x_row_stride;     // bytes
+    const char* slabs;       // [B][slab_stride]
+    int64_t slab_stride;     // bytes an image
+    const char* records;     // [B][record_stride]
+    int64_t record_stride;   // bytes an image
+    const float* rgb_bias;   // [kMaxRgbChannels], summed over ToRGBs
+    const float4* fourier;   // [64 register_slabs] (B_x, B_y, b, 0); null: x is given
+    const char* x;           // [B or 1][P][>= 64 register_slabs] of 16-bit values; rows on 16 bytes
+    int64_t x_batch_stride;  // bytes; 0: shared
+    int64_t x_row_stride;    // bytes
     PixelPlaces places;
     const int64_t* seed;
-    const float* noise;       // [L][B][P] with the strides below
+    const float* noise;  // [L][B][P] with the strides below
     int64_t noise_layer_stride;
     int64_t noise_batch_stride;
-    float* rgb;               // [B][P][C] with the strides below, in floats
+    float* rgb;  // [B][P][C] with the strides below, in floats
     int64_t rgb_batch_stride;
     int64_t rgb_pixel_stride;
     int64_t rgb_channel_stride;
-    int32_t groups;           // of kGroupPixels pixels
-    int32_t units;            // groups x images
+    int32_t groups;  // of kGroupPixels pixels
+    int32_t images;
+    int32_t units;  // groups x images
     StackNoise noise_mode;
-    int32_t first_image;      // number of image 0 in the noise's counter
-    int32_t first_layer;      // number of layer 0 in the noise's counter
-    int32_t channels;         // C
+    int32_t first_image;  // number of image 0 in the noise's counter
+    int32_t first_layer;  // number of layer 0 in the noise's counter
+    int32_t channels;     // C
     int32_t depth;
     int32_t register_slabs;
     int32_t streamed_slabs;
-    int32_t image_slabs;      // slabs of weights an image
+    int32_t image_slabs;  // slabs of weights an image
     int32_t image_records;
     int32_t input_per_image;  // whether the tensor map's outermost index is the image
     uint32_t slope_pair;      // s / (1 - s) twice, in the kernel's type
