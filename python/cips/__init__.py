@@ -13,12 +13,14 @@ from .checkpoint import load_generator, save_generator
 from .discriminator import Discriminator, DiscriminatorConfig
 from .errors import UsageError
 from .generator import Generator, GeneratorConfig, presets
+from .sampler import Sampler
 
 __all__ = [
     "Discriminator",
     "DiscriminatorConfig",
     "Generator",
     "GeneratorConfig",
+    "Sampler",
     "UsageError",
     "grids",
     "load_generator",

@@ -19,6 +19,7 @@ from .checkpoint import load_generator
 from .errors import UsageError
 from .generator import Generator, presets
 from .pictures import image_grid, save_png, to_uint8
+from .sampler import Sampler
 from .training.config import DTYPES, TrainConfig
 
 
@@ -151,14 +152,21 @@ def _sample(
     latents = torch.randn(count, generator.config.style_dim, generator=random)
     grid = Path(out).suffix.lower() == ".png"
     parts = []
+    batch = min(batch, count)
+    sampler = Sampler(generator, batch, size=size)
     with tqdm(total=count, unit="image", delay=2, leave=False) as bar:
         for start in range(0, count, batch):
             z = latents[start : start + batch].to(generator.w_mean.device)
+            wanted = len(z)
+            z = torch.nn.functional.pad(z, (0, 0, 0, batch - wanted), value=1.0)  # the last batch may be short
             # each batch its own noise seed: noise is keyed by the image's place in its batch
-            images = generator(
-                z, size=size, truncation=truncation, noise="off" if noise == "off" else seed + start
-            )
-            pixels = to_uint8(images)
+            try:
+                images = sampler(z, truncation=truncation, noise="off" if noise == "off" else seed + start)
+            except torch.OutOfMemoryError as error:
+                raise UsageError(
+                    f"batch: {batch} images at a time do not fit the device's memory; try --batch 1"
+                ) from error
+            pixels = to_uint8(images[:wanted])
             if grid:
                 parts.append(pixels)
             else:

@@ -236,13 +236,13 @@ class Generator(nn.Module):
             a grid, `[B, P, 3]` for points. A grid's memory format is channels-last.
         """
         w = self.styles(z, input_is_w=input_is_w, truncation=truncation)
-        points, shape = self._points(coords, size, per_image, w)
+        points, shape = self.points(coords, size, per_image, w)
         autocast = w.device.type if torch.amp.is_autocast_available(w.device.type) else "cpu"
-        dtype = self._compute_dtype(autocast)
+        dtype = self.compute_dtype(autocast)
         with torch.autocast(autocast, enabled=False):
             full = None if points is not None else shape
             x = self.encoding.at(points, size=full, lookup=lookup, dtype=dtype)
-            rgb = self.synthesis(x, w, _stack_noise(noise, w.device), layout="bpc")
+            rgb = self.synthesis(x, w, stack_noise(noise, w.device), layout="bpc")
         if len(shape) == 1:
             return rgb
         return rgb.unflatten(1, shape).permute(0, 3, 1, 2)
@@ -284,7 +284,7 @@ class Generator(nn.Module):
             total += self.mapping(z.to(total)).sum(0)
         return self.w_mean.copy_(total / samples)
 
-    def _points(
+    def points(
         self, coords: Tensor | None, size: int | tuple[int, int] | None, per_image: bool, w: Tensor
     ) -> tuple[Tensor | None, tuple[int, ...]]:
         """Coordinates as `[P, 2]` or `[B, P, 2]`, None for the full grid; the shape of the result's pixels."""
@@ -307,7 +307,8 @@ class Generator(nn.Module):
         shape = tuple(coords.shape[1:-1] if each else coords.shape[:-1])
         return (coords.flatten(1, -2) if each else coords.flatten(0, -2)).float(), shape
 
-    def _compute_dtype(self, device_type: str) -> torch.dtype:
+    def compute_dtype(self, device_type: str) -> torch.dtype:
+        """Of the encodings and the stack in a call made now: see `dtype`."""
         if self.dtype is not None:
             return self.dtype
         if torch.is_autocast_enabled(device_type) and self.w_mean.dtype != torch.float64:
@@ -315,7 +316,8 @@ class Generator(nn.Module):
         return self.w_mean.dtype
 
 
-def _stack_noise(noise: str | int | Tensor, device: torch.device) -> str | int | Tensor:
+def stack_noise(noise: str | int | Tensor, device: torch.device) -> str | int | Tensor:
+    """A generator's noise argument as its stack takes it."""
     if isinstance(noise, str):
         if noise not in ("fresh", "off"):
             raise ValueError(f"noise: expected 'fresh', 'off', an int seed or a tensor, got {noise!r}")

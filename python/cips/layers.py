@@ -48,6 +48,11 @@ class EqualLinear(nn.Module):
         self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_mul)
         self.bias = nn.Parameter(torch.zeros(out_features))
 
+    def effective(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias with every factor multiplied in: the layer is `leaky_relu(x W^T + b)`, or without activation."""
+        scale = self.lr_mul * (LRELU_GAIN if self.activation == "lrelu" else 1.0)
+        return self.weight * (scale / math.sqrt(self.in_features)), self.bias * scale
+
     def forward(self, x: Tensor) -> Tensor:
         """`x` `[N, in]` -> `[N, out]`."""
         gain = LRELU_GAIN if self.activation == "lrelu" else 1.0
