@@ -100,7 +100,7 @@ def prepare(inputs: StackInputs, spec: StackSpec, dtype: torch.dtype, e: Encodin
     slabs = torch.empty((batch, plan.slab_bytes), dtype=torch.uint8, device=device)
     records = torch.empty((batch, plan.record_bytes), dtype=torch.uint8, device=device)
     rgb_bias = torch.empty(MAX_CHANNELS, dtype=torch.float32, device=device)
-    fourier = None if e is None else torch.empty((-(-held // 64) * 64, 4), dtype=torch.float32, device=device)
+    fourier = None if e is None else torch.empty((-(-held // 64), 48, 4), dtype=torch.float32, device=device)
     weight = None if e is None else e.fourier_weight.float().contiguous()
     bias = None if e is None else e.fourier_bias.float().contiguous()
     _load().stack_pack(

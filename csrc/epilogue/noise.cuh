@@ -24,7 +24,9 @@ __device__ __forceinline__ float normal_noise(uint32_t key0, uint32_t key1, uint
     }
     const float u = (static_cast<float>(c0 >> 8) + 0.5f) * 0x1p-24f;
     const float turns = static_cast<float>(c1 >> 8) * 0x1p-24f;
-    return sqrtf(-2.0f * logf(u)) * __cosf(6.283185307f * turns);
+    float radius;
+    asm("sqrt.approx.f32 %0, %1;" : "=f"(radius) : "f"(-2.0f * logf(u)));  // to the last bit but one, at half the time
+    return radius * __cosf(6.283185307f * turns);
 }
 
 }  // namespace cips

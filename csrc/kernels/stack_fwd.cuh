@@ -9,42 +9,29 @@
 #pragma once
 
 #include "epilogue/leaky_relu.cuh"
-#include "epilogue/noise.cuh"
-#include "ptx/cluster.cuh"
+#include "epilogue/stack_pixels.cuh"
 #include "ptx/named_barrier.cuh"
 #include "ptx/registers.cuh"
 #include "ptx/shared_address.cuh"
 #include "ptx/wgmma.cuh"
-#include "tile/pixel_coordinates.cuh"
 #include "tile/stack_input.cuh"
 #include "tile/stack_ring.cuh"
-#include "tile/unpack.cuh"
 
 namespace cips {
 
 /// A consumer warpgroup. All of it is in registers, so all of it is inlined.
 template <typename T>
-struct StackConsumer {
-    const StackParams& p;
+struct StackConsumer : StackPixels {
     const StackBarriers bars;
-    const uint32_t shared;
-    const int thread, lane, warpgroup;
-    RingPosition at;
+    RingPosition at{false};
     uint32_t chunks = 0;  // worked off so far, over all tiles: the number of the record in hand
     StackInput a;         // the layer's input, 16 registers a position
     float acc[64];
-    float rgb[2];  // rows g and g + 8, channel t
+    float rgb[4];  // rows g and g + 8, colours 2 t and 2 t + 1
     float drawn = 0.0f;
-    uint32_t place;  // see find_place
 
     __device__ __forceinline__ StackConsumer(const StackParams& params, uint32_t base)
-        : p(params),
-          bars(base),
-          shared(base),
-          thread(threadIdx.x % 128),
-          lane(threadIdx.x % 32),
-          warpgroup(threadIdx.x / 128),
-          at(false)
+        : StackPixels(params, base), bars(base)
     {
     }
 
@@ -103,81 +90,139 @@ struct StackConsumer {
     __device__ __forceinline__ void wait_for_turn() const { named_barrier_wait(1 + warpgroup, 128 * kConsumers); }
     __device__ __forceinline__ void pass_turn() const { named_barrier_arrive(2 - warpgroup, 128 * kConsumers); }
 
-    /// The products of one chunk. Parked positions below `reloads` come back as the products on them end. kStreamed:
-    /// the first layer's, each of the first `streamed` positions followed by a streamed slab and its weights.
-    template <bool kReload, bool kStreamed>
-    __device__ __forceinline__ void products(uint32_t positions, int reloads, int streamed)
+    /// The slots that the group of products under way reads, to be released when it has ended.
+    struct Pending {
+        static constexpr uint32_t kNone = kStages;
+        uint32_t weights = kNone, input = kNone;
+    };
+
+    __device__ __forceinline__ void retire(Pending& pending) const
     {
-        constexpr uint32_t kNone = kStages;
-        uint32_t pending = kNone, pending_input = kNone;  // slots that the group under way reads
-        auto retire = [&] {
-            if (pending != kNone) release(pending);
-            if (kStreamed && pending_input != kNone) release(pending_input);
-            pending = pending_input = kNone;
-        };
+        if (pending.weights != Pending::kNone) release(pending.weights);
+        if (pending.input != Pending::kNone) release(pending.input);
+        pending = Pending();
+    }
+
+    __device__ __forceinline__ void wait_for_slab() const { mbarrier_wait(bars.full + 8 * at.slot(), at.phase()); }
+
+    /// Sends the products on a position in registers, and waits for those before.
+    __device__ __forceinline__ void send(int position, Pending& pending)
+    {
+        wait_for_slab();
+        wgmma_fence();
+        const uint32_t b = slot_descriptor(at.slot());
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            const int j = 16 * position + 4 * k;
+            wgmma_registers<T>(acc, a[j], a[j + 1], a[j + 2], a[j + 3], matrix_descriptor(b + 2 * k));
+        }
+        wgmma_commit();
+        wgmma_wait<1>();
+        retire(pending);
+        pending.weights = at.slot();
+        at.advance();
+    }
+
+    /// The same on a streamed slab.
+    __device__ __forceinline__ void send_streamed(Pending& pending)
+    {
+        const uint32_t slot = at.slot();
+        const uint32_t x = slot_descriptor(slot) + warpgroup * (kInputSlabBytes >> 4);
+        wait_for_slab();
+        at.advance();
+        wait_for_slab();
+        wgmma_fence();
+        const uint32_t b = slot_descriptor(at.slot());
+#pragma unroll
+        for (int k = 0; k < 4; ++k) wgmma_shared<T>(acc, matrix_descriptor(x + 2 * k), matrix_descriptor(b + 2 * k));
+        wgmma_commit();
+        wgmma_wait<1>();
+        retire(pending);
+        pending = {at.slot(), slot};
+        at.advance();
+    }
+
+    /// Slabs of the input of layer 0, into the parking area. A loop cannot number registers; unrolled, the instructions
+    /// that a tile needs once would have to come from L2 each time, and took 16,000 cycles.
+    __device__ __forceinline__ void park_input(int first, int end)
+    {
+#pragma unroll 1
+        for (int slab = first; slab < end; ++slab) {
+            uint32_t v[16];
+            if (p.fourier != nullptr) {
+                encode_slab<T>(v, slab, p, lane % 4, place_of(0), place_of(1));
+            } else {
+                load_slab(v, slab, p, lane % 4, image(), pixel());
+            }
+#pragma unroll
+            for (int k = 0; k < 4; ++k) park(4 * (slab - first) + k, v + 4 * k);
+        }
+    }
+
+    /// The input of layer 0 that registers hold.
+    __device__ __forceinline__ void make_input()
+    {
+        constexpr int kParked = 2 * kParkedChunks;  // slabs that the parking area holds
+        park_input(0, min(kParked, p.register_slabs));
+#pragma unroll
+        for (int i = 0; i < kParked; ++i) reload(i, i);
+        park_input(kParked, p.register_slabs);
+#pragma unroll
+        for (int i = kParked; i < kRegisterSlabs; ++i) reload(i, i - kParked);
+    }
+
+    /// The products of a chunk of layer 0: streamed slabs and positions in registers by turns.
+    __device__ __forceinline__ void first_products()
+    {
+        Pending pending;
+        // A streamed chunk has more slabs than the ring has slots: no warpgroup can run through it alone. One is ahead
+        // of the other by a position, as much as the ring allows, and so is its tail.
         wait_for_turn();
-        // a streamed chunk has more slabs than the ring has slots: no warpgroup can run through it alone
-        if (kStreamed && streamed > 0) pass_turn();
+#pragma unroll
+        for (int i = 0; i < kRegisterSlabs; ++i) {
+            if (i < p.streamed_slabs) send_streamed(pending);
+            if (i < p.register_slabs) send(i, pending);
+            if (i == 0 && p.streamed_slabs > 0) pass_turn();
+        }
+        if (p.streamed_slabs == 0) pass_turn();
+        wgmma_wait<0>();
+        retire(pending);
+    }
+
+    /// The products of a chunk of another layer. Parked positions below `reloads` come back as the products on them
+    /// end.
+    template <bool kReload>
+    __device__ __forceinline__ void products(uint32_t positions, int reloads)
+    {
+        Pending pending;
+        wait_for_turn();
 #pragma unroll
         for (int i = 0; i < kRegisterSlabs; ++i) {
             if (positions >> i & 1) {
-                mbarrier_wait(bars.full + 8 * at.slot(), at.phase());
-                wgmma_fence();
-                const uint32_t b = slot_descriptor(at.slot());
-#pragma unroll
-                for (int k = 0; k < 4; ++k) {
-                    const int j = 16 * i + 4 * k;
-                    wgmma_registers<T>(acc, a[j], a[j + 1], a[j + 2], a[j + 3], matrix_descriptor(b + 2 * k));
-                }
-                wgmma_commit();
-                wgmma_wait<1>();
-                retire();
-                pending = at.slot();
-                at.advance();
+                send(i, pending);
             } else {
                 wgmma_wait<0>();
-                retire();
+                retire(pending);
             }
-            if (kStreamed && i < streamed) {
-                const uint32_t slot = at.slot();
-                const uint32_t x = slot_descriptor(at.slot()) + warpgroup * (kInputSlabBytes >> 4);
-                mbarrier_wait(bars.full + 8 * at.slot(), at.phase());
-                at.advance();
-                mbarrier_wait(bars.full + 8 * at.slot(), at.phase());
-                wgmma_fence();
-                const uint32_t b = slot_descriptor(at.slot());
-#pragma unroll
-                for (int k = 0; k < 4; ++k) {
-                    wgmma_shared<T>(acc, matrix_descriptor(x + 2 * k), matrix_descriptor(b + 2 * k));
-                }
-                wgmma_commit();
-                wgmma_wait<1>();
-                retire();
-                pending = at.slot();
-                pending_input = slot;
-                at.advance();
-            } else if (kStreamed && i < reloads) {
-                wgmma_wait<0>();
-                retire();
-            }
-            // here the products on position i (streamed) or i - 1 have ended
-            const int ended = kStreamed ? i : i - 1;
-            if (kReload && ended >= 0 && ended < reloads) reload(ended);
+            // here the products on position i - 1 have ended
+            if (kReload && i > 0 && i - 1 < reloads) reload(i - 1, i - 1);
         }
-        if (!kStreamed || streamed == 0) pass_turn();
+        pass_turn();
         wgmma_wait<0>();
-        retire();
+        retire(pending);
     }
 
-    /// The same for a layer whose input fills every position: slab i is in slot i.
+    /// The same for a layer whose input fills every position: slab i is in slot i. Between the end of one group of
+    /// products and the end of the next is time for nothing but to send another: all else is done before.
     template <bool kReload>
     __device__ __forceinline__ void full_products(int reloads)
     {
+        wgmma_fence();  // else the compiler starts the accumulators within the turn
         wait_for_turn();
+        mbarrier_wait(bars.full, at.phase_of(0));
+        wgmma_fence();
 #pragma unroll
         for (int i = 0; i < kRegisterSlabs; ++i) {
-            mbarrier_wait(bars.full + 8 * i, at.phase_of(i));
-            wgmma_fence();
             const uint32_t b = slot_descriptor(i);
 #pragma unroll
             for (int k = 0; k < 4; ++k) {
@@ -185,24 +230,34 @@ struct StackConsumer {
                 wgmma_registers<T>(acc, a[j], a[j + 1], a[j + 2], a[j + 3], matrix_descriptor(b + 2 * k));
             }
             wgmma_commit();
-            if (i == kRegisterSlabs - 1) pass_turn();
+            if (i + 1 == kRegisterSlabs) pass_turn();
+            if (kReload && i > 1 && i - 2 < reloads) reload(i - 2, i - 2);
+            if (i + 1 < kRegisterSlabs) mbarrier_wait(bars.full + 8 * (i + 1), at.phase_of(i + 1));
             wgmma_wait<1>();
             if (i > 0) release(i - 1);
-            if (kReload && i > 0 && i - 1 < reloads) reload(i - 1);
+            if (i + 1 < kRegisterSlabs) wgmma_fence();
         }
         wgmma_wait<0>();
         release(kRegisterSlabs - 1);
         at.advance_all();
     }
 
-    __device__ __forceinline__ void reload(int position)
+    __device__ __forceinline__ void park(int step, const uint32_t* v) const
+    {
+        asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(parked(step)), "r"(v[0]), "r"(v[1]), "r"(v[2]),
+                     "r"(v[3])
+                     : "memory");
+    }
+
+    /// Registers of a position, from the place `from` in the parking area.
+    __device__ __forceinline__ void reload(int position, int from)
     {
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
             const int i = 16 * position + 4 * k;
             asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
                          : "=r"(a[i]), "=r"(a[i + 1]), "=r"(a[i + 2]), "=r"(a[i + 3])
-                         : "r"(parked(4 * position + k))
+                         : "r"(parked(4 * from + k))
                          : "memory");
         }
     }
@@ -215,63 +270,37 @@ struct StackConsumer {
         uint32_t* q = kLast ? a + 16 * (kRegisterSlabs - 2) : local;
 #pragma unroll
         for (int j = 0; j < 32; ++j) q[j] = leaky_relu_pair<T>(acc[2 * j], acc[2 * j + 1], p.slope_pair);
-        if (has_rgb) add_rgb(q);
         if (!kLast && keep) {
 #pragma unroll
-            for (int s = 0; s < 8; ++s) {
-                asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(parked(8 * chunk + s)), "r"(q[4 * s]),
-                             "r"(q[4 * s + 1]), "r"(q[4 * s + 2]), "r"(q[4 * s + 3])
-                             : "memory");
-            }
+            for (int s = 0; s < 8; ++s) park(8 * chunk + s, q + 4 * s);
         }
+        if (has_rgb) add_rgb(q);
         end_chunk();
     }
 
-    /// Adds R x' of a chunk's 128 channels. By ordinary arithmetic: a small product of the warp's own would wait in the
-    /// matrix units behind all of the other warpgroup's.
+    /// Adds R x' of a chunk's 128 channels, whose A fragments are `q`. By ordinary arithmetic, 350 instructions, it
+    /// made the tail longer than the other warpgroup's products.
     __device__ __forceinline__ void add_rgb(const uint32_t* q)
     {
-        const uint32_t weights = record() + kRecordRgb + 16 * (lane % 4);
-        float sum[2][kMaxRgbChannels] = {};
+        const uint32_t weights = descriptor_start(record() + kRecordRgb, kRgbStep);
+        wgmma_fence();
 #pragma unroll
-        for (int n = 0; n < kRgbPairs / 4; ++n) {
-            uint32_t w[4];
-            asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                         : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
-                         : "r"(weights + 64 * n)
-                         : "memory");
-#pragma unroll
-            for (int k = 0; k < 4; ++k) {
-                const int block = (4 * n + k) / kMaxRgbChannels, c = (4 * n + k) % kMaxRgbChannels;
-                const float2 v = unpack_pair(w[k], T());
-#pragma unroll
-                for (int row = 0; row < 2; ++row) {
-                    const float2 x = unpack_pair(q[2 * block + row], T());
-                    sum[row][c] = fmaf(v.y, x.y, fmaf(v.x, x.x, sum[row][c]));
-                }
-            }
+        for (int s = 0; s < 8; ++s) {
+            const uint32_t* f = q + 4 * s;
+            wgmma_narrow<T>(rgb, f[0], f[1], f[2], f[3], narrow_descriptor(weights + s * (2 * kRgbStep >> 4)));
         }
-        // the quad's four sums become one: thread t keeps channel t
-        const bool high = lane & 2, odd = lane & 1;
-#pragma unroll
-        for (int row = 0; row < 2; ++row) {
-            const float* s = sum[row];
-            const float first = (high ? s[2] : s[0]) + __shfl_xor_sync(~0u, high ? s[0] : s[2], 2);
-            const float second = (high ? 0.0f : s[1]) + __shfl_xor_sync(~0u, high ? s[1] : 0.0f, 2);
-            rgb[row] += (odd ? second : first) + __shfl_xor_sync(~0u, odd ? first : second, 1);
-        }
+        wgmma_commit();
+        wgmma_wait<0>();
     }
 
-    /// kFirst: layer 0, whose input may come in streamed slabs too.
-    template <bool kFirst, bool kFull>
+    /// kFull: a layer whose input fills every position.
+    template <bool kFull>
     __device__ __forceinline__ void layer(int index)
     {
         const StackLayer& l = p.layers[index];
         const bool keep = index + 1 < p.depth;
         const bool has_rgb = l.rgb;
         const int last = l.chunks - 1;
-        const uint32_t positions = l.positions;
-        const int streamed = kFirst ? p.streamed_slabs : 0;
         const int reloads = keep ? 2 * last : 0;
         const int source = lane - lane % 4 + 2 * (index % 2);
         const float noise0 = __shfl_sync(~0u, drawn, source), noise1 = __shfl_sync(~0u, drawn, source + 1);
@@ -282,7 +311,7 @@ struct StackConsumer {
             if constexpr (kFull) {
                 full_products<false>(0);
             } else {
-                products<false, kFirst>(positions, 0, streamed);
+                products<false>(l.positions, 0);
             }
             finish_chunk<false>(chunk, has_rgb, keep);
         }
@@ -290,86 +319,30 @@ struct StackConsumer {
         if constexpr (kFull) {
             full_products<true>(reloads);
         } else {
-            products<true, kFirst>(positions, reloads, streamed);
+            products<true>(l.positions, reloads);
         }
         finish_chunk<true>(last, has_rgb, keep);
     }
 
-    /// The unit in hand waits in shared memory: registers are scarcer.
-    __device__ __forceinline__ int unit() const
+    __device__ __forceinline__ void first_layer()
     {
-        int value;
-        asm volatile("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(unit_address()) : "memory");
-        return value;
-    }
-
-    __device__ __forceinline__ void set_unit(int value) const
-    {
-        __syncwarp();
-        asm volatile("st.shared.b32 [%0], %1;" ::"r"(unit_address()), "r"(value) : "memory");
-        __syncwarp();
-    }
-
-    __device__ __forceinline__ uint32_t unit_address() const { return shared + kUnitOffset + threadIdx.x / 32 * 4; }
-
-    __device__ __forceinline__ int image() const { return unit() / p.groups; }
-
-    /// Pixel of row g; row g + 8 is eight pixels on.
-    __device__ __forceinline__ int64_t pixel() const
-    {
-        const int row = warpgroup * kWarpgroupPixels + thread / 32 * 16 + lane / 4;
-        return int64_t{unit() % p.groups} * kGroupPixels + cluster_rank() * kBlockPixels + row;
-    }
-
-    /// A quad keeps the places of its two rows, half a place a thread: of row g + 8 (t % 2), x where t / 2 is 0,
-    /// otherwise y, as bits; where there are no coordinates, the low or the high word of the pixel's number.
-    __device__ __forceinline__ void find_place()
-    {
-        const int64_t mine = min(pixel() + 8 * (lane % 2), p.places.pixels - 1);
-        const bool second = lane & 2;
-        if (p.places.coords != nullptr || p.places.grid_columns > 0) {
-            place = __float_as_uint(pixel_coordinate(p.places, image(), mine, second));
-        } else {
-            place = static_cast<uint32_t>((p.places.first_pixel + mine) >> (second ? 32 : 0));
+        const StackLayer& l = p.layers[0];
+        const bool keep = p.depth > 1;
+        const bool has_rgb = l.rgb;
+        const int source = lane - lane % 4;
+        const float noise0 = __shfl_sync(~0u, drawn, source), noise1 = __shfl_sync(~0u, drawn, source + 1);
+        make_input();
+#pragma unroll 1
+        for (int chunk = 0; chunk < l.chunks; ++chunk) {
+            if (chunk > 0) finish_chunk<false>(chunk - 1, has_rgb, keep);
+            start_chunk(noise0, noise1);
+            first_products();
         }
-    }
-
-    /// Half of the place of row g + 8 `row`.
-    __device__ __forceinline__ uint32_t place_of(int row, int second) const
-    {
-        return __shfl_sync(~0u, place, lane - lane % 4 + row + 2 * second);
-    }
-
-    /// Noise of one layer at this thread's row g + 8 (t % 2).
-    __device__ __forceinline__ float draw(int index) const
-    {
-        if (p.noise_mode == StackNoise::kNone) return 0.0f;
-        if (p.noise_mode == StackNoise::kGiven) {
-            const int64_t mine = min(pixel() + 8 * (lane % 2), p.places.pixels - 1);
-            if (index >= p.depth) return 0.0f;
-            return __ldg(p.noise + index * p.noise_layer_stride + image() * p.noise_batch_stride + mine);
+#pragma unroll
+        for (int i = 0; i < kRegisterSlabs - 2; ++i) {
+            if (keep && i < 2 * (l.chunks - 1)) reload(i, i);
         }
-        uint32_t c0 = place_of(lane % 2, 0), c1 = place_of(lane % 2, 1);
-        if (p.noise_mode == StackNoise::kCoords) {
-            c0 = __float_as_uint(__uint_as_float(c0) + 0.0f);  // adding +0 turns -0 into +0: one point, one noise
-            c1 = __float_as_uint(__uint_as_float(c1) + 0.0f);
-        }
-        const auto seed = static_cast<uint64_t>(__ldg(p.seed));
-        return normal_noise(static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32), c0, c1,
-                            p.first_image + image(), p.first_layer + index);
-    }
-
-    /// The first layer's input.
-    __device__ __forceinline__ void enter()
-    {
-        if (p.fourier != nullptr) {
-            const auto point = [&](int row) {
-                return make_float2(__uint_as_float(place_of(row, 0)), __uint_as_float(place_of(row, 1)));
-            };
-            encode_input<T>(a, p, lane % 4, point(0), point(1));
-        } else {
-            load_input(a, p, lane % 4, image(), pixel());
-        }
+        finish_chunk<true>(l.chunks - 1, has_rgb, keep);
     }
 
     __device__ __forceinline__ void run()
@@ -377,21 +350,23 @@ struct StackConsumer {
         const int t = lane % 4;
         if (warpgroup == 1) pass_turn();  // warpgroup 0 begins
 #pragma unroll 1
-        for (set_unit(cluster_index()); unit() < p.units; set_unit(unit() + cluster_count())) {
+        for (bool more = set_unit(0, 0, cluster_index()); more; more = set_unit(unit().x, unit().y, cluster_count())) {
             find_place();
-            enter();
 #pragma unroll
-            for (int row = 0; row < 2; ++row) rgb[row] = t < p.channels ? __ldg(p.rgb_bias + t) : 0.0f;
+            for (int j = 0; j < 4; ++j) {
+                const int c = 2 * t + j % 2;
+                rgb[j] = c < p.channels ? __ldg(p.rgb_bias + c) : 0.0f;
+            }
             // noise: of a quad's four threads each draws for one of two rows (t % 2) and one of two layers (t / 2)
             drawn = draw(t / 2);
-            layer<true, false>(0);
+            first_layer();
 #pragma unroll 1
             for (int index = 1; index < p.depth; ++index) {
                 if (index % 2 == 0) drawn = draw(index + t / 2);
                 if (is_full(p, index)) {
-                    layer<false, true>(index);
+                    layer<true>(index);
                 } else {
-                    layer<false, false>(index);
+                    layer<false>(index);
                 }
             }
             store();
@@ -402,12 +377,13 @@ struct StackConsumer {
     __device__ __forceinline__ void store() const
     {
         const int t = lane % 4;
-        if (t >= p.channels) return;
-        float* out = p.rgb + image() * p.rgb_batch_stride + t * p.rgb_channel_stride;
+        float* out = p.rgb + image() * p.rgb_batch_stride + 2 * t * p.rgb_channel_stride;
 #pragma unroll
-        for (int row = 0; row < 2; ++row) {
-            const int64_t at_pixel = pixel() + 8 * row;
-            if (at_pixel < p.places.pixels) out[at_pixel * p.rgb_pixel_stride] = rgb[row];
+        for (int j = 0; j < 4; ++j) {
+            const int64_t at_pixel = pixel() + 8 * (j / 2);
+            if (2 * t + j % 2 < p.channels && at_pixel < p.places.pixels) {
+                out[at_pixel * p.rgb_pixel_stride + j % 2 * p.rgb_channel_stride] = rgb[j];
+            }
         }
     }
 };
@@ -421,7 +397,10 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kStackThreads
     extern __shared__ __align__(1024) char memory[];
     const uint32_t shared = shared_address(memory);
     const StackBarriers bars(shared);
-    if (threadIdx.x == 0) bars.init();
+    if (threadIdx.x == 0) {
+        bars.init();
+        StackPixels::keep_seed(p, shared);
+    }
     __syncthreads();
     cluster_sync();
 

@@ -27,7 +27,7 @@ struct StackPackParams {
     int64_t slab_stride;
     char* records;
     int64_t record_stride;
-    float4* fourier;  // [64 register_slabs]
+    float4* fourier;  // [register_slabs][kFourierSlab]
     float* rgb_bias;  // [kMaxRgbChannels]
     float eps;
     float fold;  // g (1 - s)
@@ -89,8 +89,9 @@ __device__ __forceinline__ void pack_row(const StackPackParams& p, int index, in
         const bool in_registers = slab < held_slabs;
         first[i] = in_registers ? 8 * group : held + 8 * (group - 8 * held_slabs);
         limit[i] = !exists || slab >= l.slabs ? 0 : in_registers ? held : l.in_features;
-        const int order =
-            in_registers ? slab + min(slab, streamed) : slab - held_slabs + min(slab - held_slabs + 1, held_slabs);
+        // a streamed slab, then one in registers, as long as there are both
+        const int number = in_registers ? slab : slab - held_slabs;
+        const int order = number + (in_registers ? min(number + 1, streamed) : min(number, held_slabs));
         place[i] = (row / kChunk * l.slabs + order) * kSlabBytes + row % kChunk * 128;
         load_channels(w[i], weight, first[i], limit[i], vectors);
 #pragma unroll
@@ -154,9 +155,8 @@ __device__ __forceinline__ void pack_record(const StackPackParams& p, int image,
         bias[at] = channel < l.out_features ? p.biases[l.bias_offset + channel] : 0.0f;
     }
     if (lane < 4) reinterpret_cast<float*>(record + kRecordStrength)[lane] = lane == 0 ? p.strengths[index] : 0.0f;
-    for (int at = lane; at < kRgbPairs * 4; at += 32) {
-        const int number = at / 16 * 4 + at % 4, t = at / 4 % 4;
-        const int block = number / kMaxRgbChannels, c = number % kMaxRgbChannels;
+    for (int at = lane; at < kChunk / 2 * kMaxRgbChannels; at += 32) {  // pairs of channels
+        const int c = at / 4 % kMaxRgbChannels, pair = at / (4 * kMaxRgbChannels) * 4 + at % 4;
         float sum[2] = {};
         if (l.rgb && c < p.channels) {
             const float scale = p.fold * rsqrtf(static_cast<float>(l.out_features));
@@ -164,7 +164,7 @@ __device__ __forceinline__ void pack_record(const StackPackParams& p, int image,
                 const StackRgb& r = p.rgbs[k];
                 if (r.layer != index) continue;
                 for (int e = 0; e < 2; ++e) {
-                    const int channel = first + 8 * block + 2 * t + e;
+                    const int channel = first + 2 * pair + e;
                     if (channel >= l.out_features) continue;
                     const float s = p.styles[image * p.style_stride + r.style_offset + channel];
                     sum[e] +=
@@ -179,14 +179,15 @@ __device__ __forceinline__ void pack_record(const StackPackParams& p, int image,
 __device__ __forceinline__ void pack_constants(const StackPackParams& p)
 {
     if (p.fourier_weight != nullptr) {
-        for (int i = threadIdx.x; i < kSlab * p.register_slabs; i += kPackThreads) {
-            float4 f = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            if (i < p.register_inputs) {
-                f.x = p.fourier_weight[2 * i];
-                f.y = p.fourier_weight[2 * i + 1];
-                f.z = p.fourier_bias[i];
+        auto* out = reinterpret_cast<float*>(p.fourier);
+        for (int i = threadIdx.x; i < 4 * kFourierSlab * p.register_slabs; i += kPackThreads) {
+            const int slab = i / (4 * kFourierSlab), step = i / 48 % 4, part = i / 16 % 3, t = i / 4 % 4;
+            const int channel = kSlab * slab + 16 * t + 4 * step + i % 4;
+            float value = 0.0f;
+            if (channel < p.register_inputs) {
+                value = part < 2 ? p.fourier_weight[2 * channel + part] : p.fourier_bias[channel];
             }
-            p.fourier[i] = f;
+            out[i] = value;
         }
     }
     if (threadIdx.x < kMaxRgbChannels) {

@@ -50,7 +50,7 @@ struct StackPack {
     const float* fourier_bias;    // [register_inputs]
     void* slabs;                  // [B, plan.slab_bytes], 128-byte aligned
     void* records;                // [B, plan.record_bytes], 16-byte aligned
-    void* fourier;                // [register_slabs * 64, 4] floats, 16-byte aligned
+    void* fourier;                // [register_slabs, kFourierSlab, 4] floats, 16-byte aligned
     float* rgb_bias;              // [kMaxRgbChannels]
     DType dtype;                  // bfloat16 or float16
     float eps;

@@ -1,6 +1,7 @@
-// m64n128k16 products of a warpgroup (PTX wgmma), float32 accumulation in registers. Accumulator: thread (g, t) of a
-// warp, g = lane / 4, t = lane % 4, holds of the warp's 16 rows d[4 j + 0, 1] = [g][8 j + 2 t, + 1] and d[4 j + 2, 3] =
-// the same columns of row g + 8. A in registers: a0 = [g][2 t, + 1], a1 = [g + 8][the same], a2, a3 = 8 columns on.
+// m64n128k16 and m64n8k16 products of a warpgroup (PTX wgmma), float32 accumulation in registers. Accumulator: thread
+// (g, t) of a warp, g = lane / 4, t = lane % 4, holds of the warp's 16 rows d[4 j + 0, 1] = [g][8 j + 2 t, + 1] and
+// d[4 j + 2, 3] = the same columns of row g + 8. A in registers: a0 = [g][2 t, + 1], a1 = [g + 8][the same], a2, a3 = 8
+// columns on.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -10,16 +11,23 @@
 
 namespace cips {
 
-/// The low word of a matrix descriptor. A step of 16 elements along K adds 2, bytes add bytes / 16.
-__device__ __forceinline__ uint32_t descriptor_start(uint32_t shared)
+/// The low word of a matrix descriptor. Bytes add bytes / 16: a step of 16 elements along K of a swizzled operand
+/// adds 2. `stride`: bytes between neighbours along K of an operand that is not swizzled; otherwise 16.
+__device__ __forceinline__ uint32_t descriptor_start(uint32_t shared, uint32_t stride = 16)
 {
-    return (shared & 0x3FFFF) >> 4 | 1u << 16;
+    return (shared & 0x3FFFF) >> 4 | (stride >> 4) << 16;
 }
 
 /// Of a K-major operand in 128-byte-swizzled atoms of 8 rows by 64 elements, atoms 1,024 bytes apart.
 __device__ __forceinline__ uint64_t matrix_descriptor(uint32_t start)
 {
     return uint64_t{1u << 30 | 1024 >> 4} << 32 | start;
+}
+
+/// Of a K-major operand of 8 rows in matrices of 8 elements along K, rows 16 bytes apart, not swizzled.
+__device__ __forceinline__ uint64_t narrow_descriptor(uint32_t start)
+{
+    return start;
 }
 
 /// Before the first product, and after ordinary instructions wrote registers that a product reads.
@@ -48,6 +56,11 @@ __device__ __forceinline__ void wgmma_registers(float (&d)[64], uint32_t a0, uin
 /// d += A B^T, both in shared memory.
 template <typename T>
 __device__ __forceinline__ void wgmma_shared(float (&d)[64], uint64_t a, uint64_t b);
+
+/// d += A B^T, A [64, 16] in registers, B [8, 16] in shared memory.
+template <typename T>
+__device__ __forceinline__ void wgmma_narrow(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                             uint64_t b);
 
 // One text for all: the operands are 64 accumulators, then A and B.
 #define CIPS_ACCUMULATORS                                                              \
@@ -81,6 +94,15 @@ __device__ __forceinline__ void wgmma_shared(float (&d)[64], uint64_t a, uint64_
                      ", %64, %65, 1, 1, 1, 0, 0;"                                                                \
                      : CIPS_OUTPUTS                                                                              \
                      : "l"(a), "l"(b));                                                                          \
+    }                                                                                                            \
+    template <>                                                                                                  \
+    __device__ __forceinline__ void wgmma_narrow<TYPE>(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2,     \
+                                                       uint32_t a3, uint64_t b)                                  \
+    {                                                                                                            \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32." NAME "." NAME                                  \
+                     " {%0, %1, %2, %3}, {%4, %5, %6, %7}, %8, 1, 1, 1, 0;"                                      \
+                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                            \
+                     : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b));                                              \
     }
 CIPS_WGMMA(__nv_bfloat16, "bf16")
 CIPS_WGMMA(__half, "f16")

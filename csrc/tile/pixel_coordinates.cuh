@@ -5,12 +5,17 @@
 
 namespace cips {
 
-/// float32 coordinate t(i; n) = (2 i - (n - 1)) / (n - 1), evaluated in float64 from integers and rounded once, as
+/// float32 coordinate t(i; n) = (2 i - (n - 1)) / (n - 1), the quotient of integers rounded once, as
 /// cips_kernels/encoding.py does, so that the bits agree.
 __device__ __forceinline__ float grid_coordinate(int64_t position, int64_t count)
 {
     if (count == 1) return 0.0f;
-    return static_cast<float>(static_cast<double>(2 * position - (count - 1)) / static_cast<double>(count - 1));
+    const int64_t numerator = 2 * position - (count - 1);
+    // exact in float32, so is the rounding of the quotient; float64's is rounded twice, which at its precision is the
+    // same
+    if (count <= 1 << 23)
+        return __fdiv_rn(static_cast<float>(static_cast<int32_t>(numerator)), static_cast<float>(count - 1));
+    return static_cast<float>(static_cast<double>(numerator) / static_cast<double>(count - 1));
 }
 
 /// y (second) or x of a pixel of this call; pixels beyond the last repeat it.

@@ -12,67 +12,51 @@ namespace cips {
 
 using StackInput = uint32_t[16 * kRegisterSlabs];  // 16 registers a slab
 
-/// sin(f.x x + f.y y + f.z). The hardware's sine takes the fraction of a turn; its error, and that of the float32
-/// angle, are small beside a rounding to 16 bits up to thousands of radians.
-__device__ __forceinline__ float fourier_feature(float4 f, float2 point)
+/// sin(weight_x x + weight_y y + bias). The hardware's sine takes the fraction of a turn; its error, and that of the
+/// float32 angle, are small beside a rounding to 16 bits up to thousands of radians.
+__device__ __forceinline__ float fourier_feature(float weight_x, float weight_y, float bias, float2 point)
 {
-    return __sinf(fmaf(f.y, point.y, fmaf(f.x, point.x, f.z)));
+    return __sinf(fmaf(weight_y, point.y, fmaf(weight_x, point.x, bias)));
 }
 
-/// Slabs that no input fills meet zero weights, and must be finite.
-__device__ __forceinline__ void clear_slab(StackInput& a, int slab)
-{
-#pragma unroll
-    for (int i = 0; i < 16; ++i) a[16 * slab + i] = 0;
-}
-
-/// Fourier features of the rows g and g + 8, for thread t of its quad.
+/// One slab of Fourier features of the rows g and g + 8, for thread t of its quad.
 template <typename T>
-__device__ __forceinline__ void encode_input(StackInput& a, const StackParams& p, int t, float2 row0, float2 row1)
+__device__ __forceinline__ void encode_slab(uint32_t (&v)[16], int slab, const StackParams& p, int t, float2 row0,
+                                            float2 row1)
 {
+    const float4* f = p.fourier + kFourierSlab * slab + t;  // of a quad's threads side by side
 #pragma unroll
-    for (int slab = 0; slab < kRegisterSlabs; ++slab) {
-        if (slab >= p.register_slabs) {
-            clear_slab(a, slab);
-            continue;
-        }
-        const float4* f = p.fourier + 64 * slab + 16 * t;
+    for (int step = 0; step < 4; ++step) {
+        const float4 x = __ldg(f + 12 * step), y = __ldg(f + 12 * step + 4), bias = __ldg(f + 12 * step + 8);
 #pragma unroll
-        for (int pair = 0; pair < 8; ++pair) {
-            const float4 f0 = __ldg(f + 2 * pair), f1 = __ldg(f + 2 * pair + 1);
-            const int i = 16 * slab + 4 * (pair / 2) + 2 * (pair % 2);
-            a[i] = pack_pair(fourier_feature(f0, row0), fourier_feature(f1, row0), T());
-            a[i + 1] = pack_pair(fourier_feature(f0, row1), fourier_feature(f1, row1), T());
+        for (int row = 0; row < 2; ++row) {
+            const float2 at = row == 0 ? row0 : row1;
+            v[4 * step + row] =
+                pack_pair(fourier_feature(x.x, y.x, bias.x, at), fourier_feature(x.y, y.y, bias.y, at), T());
+            v[4 * step + 2 + row] =
+                pack_pair(fourier_feature(x.z, y.z, bias.z, at), fourier_feature(x.w, y.w, bias.w, at), T());
         }
     }
 }
 
-/// The first channels of x at the pixels `pixel` and `pixel + 8`, for thread t of its quad; pixels beyond the last
-/// are zero.
-__device__ __forceinline__ void load_input(StackInput& a, const StackParams& p, int t, int image, int64_t pixel)
+/// One slab of x at the pixels `pixel` and `pixel + 8`, for thread t of its quad; pixels beyond the last are zero.
+__device__ __forceinline__ void load_slab(uint32_t (&v)[16], int slab, const StackParams& p, int t, int image,
+                                          int64_t pixel)
 {
-    const char* first = p.x + image * p.x_batch_stride + 32 * t;
+    const char* first = p.x + image * p.x_batch_stride + 128 * slab + 32 * t;
 #pragma unroll
-    for (int slab = 0; slab < kRegisterSlabs; ++slab) {
-        if (slab >= p.register_slabs) {
-            clear_slab(a, slab);
-            continue;
+    for (int row = 0; row < 2; ++row) {
+        const int64_t at_pixel = pixel + 8 * row;
+        uint4 quads[2] = {};
+        if (at_pixel < p.places.pixels) {
+            const auto* source = reinterpret_cast<const uint4*>(first + at_pixel * p.x_row_stride);
+            quads[0] = __ldg(source);
+            quads[1] = __ldg(source + 1);
         }
+        const uint32_t words[8] = {quads[0].x, quads[0].y, quads[0].z, quads[0].w,
+                                   quads[1].x, quads[1].y, quads[1].z, quads[1].w};
 #pragma unroll
-        for (int row = 0; row < 2; ++row) {
-            const int64_t at_pixel = pixel + 8 * row;
-            uint4 v[2] = {};
-            if (at_pixel < p.places.pixels) {
-                const auto* source = reinterpret_cast<const uint4*>(first + at_pixel * p.x_row_stride + 128 * slab);
-                v[0] = __ldg(source);
-                v[1] = __ldg(source + 1);
-            }
-            const uint32_t words[8] = {v[0].x, v[0].y, v[0].z, v[0].w, v[1].x, v[1].y, v[1].z, v[1].w};
-#pragma unroll
-            for (int pair = 0; pair < 8; ++pair) {
-                a[16 * slab + 4 * (pair / 2) + 2 * (pair % 2) + row] = words[pair];
-            }
-        }
+        for (int pair = 0; pair < 8; ++pair) v[4 * (pair / 2) + 2 * (pair % 2) + row] = words[pair];
     }
 }
 

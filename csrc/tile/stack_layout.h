@@ -30,14 +30,18 @@ constexpr int kSlabBytes = kChunk * kSlab * 2;
 constexpr int kInputSlabBytes = kWarpgroupPixels * kSlab * 2;  // one warpgroup's
 static_assert(kConsumers * kInputSlabBytes == kSlabBytes, "streamed inputs of a block fill one slot of the ring");
 
+// Fourier weights of a slab of 64 channels: for each step of four channels of thread t of a quad, which are 16 t + 4
+// step and on, B_x, B_y and b of the four, the quad's threads side by side. Float4s:
+constexpr int kFourierSlab = 4 * 3 * 4;
+
 constexpr int kRecordBias = 0;                             // kChunk floats, in the order of start_chunk
 constexpr int kRecordStrength = kRecordBias + 4 * kChunk;  // a float, 12 bytes of padding
-// ToRGB: for thread t of a quad, 48 pairs of 16-bit weights, number 3 j + c of columns 8 j + 2 t, + 1 and channel c; in
-// groups of four pairs, the quad's threads side by side.
+// ToRGB: for each 8 channels, 8 weights of each of the kMaxRgbChannels colours. The product reads 8 colours: those that
+// do not exist are whatever follows, up to kRgbBeyond bytes after the record, and nobody looks at them.
 constexpr int kRecordRgb = kRecordStrength + 16;
-constexpr int kRgbPairs = kChunk / 8 * kMaxRgbChannels;
-constexpr int kRecordBytes = kRecordRgb + kRgbPairs * 4 * 4;
-static_assert(kRgbPairs % 4 == 0, "pairs are read four at a time");
+constexpr int kRgbStep = kMaxRgbChannels * 16;  // bytes of 8 channels
+constexpr int kRgbBeyond = (8 - kMaxRgbChannels) * 16;
+constexpr int kRecordBytes = kRecordRgb + kChunk / 8 * kRgbStep;
 static_assert(kRecordBytes % 16 == 0, "records travel by bulk copy");
 
 // Shared memory of a block. The parking area holds, for each warpgroup, the chunks of a layer's output that are
@@ -49,8 +53,10 @@ constexpr int kRecords = 2;  // buffers of records
 constexpr int kRingOffset = kConsumers * kParkBytes;
 constexpr int kRecordOffset = kRingOffset + kStages * kSlabBytes;
 constexpr int kBarrierOffset = kRecordOffset + kRecords * kRecordBytes;
-constexpr int kUnitOffset = kBarrierOffset + 2 * 8 * (kStages + kRecords);  // the unit in hand, an int a warp
-constexpr int kStackSharedBytes = kUnitOffset + 4 * 4 * kConsumers;
+constexpr int kUnitOffset = kBarrierOffset + 2 * 8 * (kStages + kRecords);  // image and group in hand, of each warp
+constexpr int kSeedOffset = kUnitOffset + 8 * 4 * kConsumers;
+constexpr int kStackSharedBytes = kSeedOffset + 8;
+static_assert(kUnitOffset - kBarrierOffset >= kRgbBeyond, "reading beyond the last record stays in shared memory");
 static_assert(kStages == kRegisterSlabs, "a full layer takes slot i for slab i");
 static_assert(kStackSharedBytes <= 227 * 1024, "shared memory of a block");
 

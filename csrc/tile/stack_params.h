@@ -28,7 +28,7 @@ struct StackParams {
     const char* records;     // [B][record_stride]
     int64_t record_stride;   // bytes an image
     const float* rgb_bias;   // [kMaxRgbChannels], summed over ToRGBs
-    const float4* fourier;   // [64 register_slabs] (B_x, B_y, b, 0); null: x is given
+    const float4* fourier;   // [register_slabs][kFourierSlab]; null: x is given
     const char* x;           // [B or 1][P][>= 64 register_slabs] of 16-bit values; rows on 16 bytes
     int64_t x_batch_stride;  // bytes; 0: shared
     int64_t x_row_stride;    // bytes

@@ -128,11 +128,11 @@ __device__ __forceinline__ void produce_slabs(const StackParams& p, const void* 
             for (int chunk = 0; chunk < p.layers[0].chunks; ++chunk) {
 #pragma unroll 1
                 for (int i = 0; i < kRegisterSlabs; ++i) {
-                    if (i < p.register_slabs) weights();
                     if (i < p.streamed_slabs) {
                         inputs(i);
                         weights();
                     }
+                    if (i < p.register_slabs) weights();
                 }
             }
         }
