@@ -188,6 +188,47 @@ def activation_slope(activation: str, negative_slope: float) -> float:
     return negative_slope if activation == "lrelu" else 1.0
 
 
+def check_blocks(blocks: Sequence[Sequence[int]], depth: int) -> tuple[tuple[int, int], ...]:
+    """Residual blocks as a tuple of (first, last) layers, in order and apart.
+
+    Raises:
+        TypeError: not pairs of ints.
+        ValueError: a layer that is not there, or blocks that overlap or stand in another order.
+    """
+    found: list[tuple[int, int]] = []
+    after = -1
+    for k, block in enumerate(blocks):
+        pair = tuple(block) if isinstance(block, Sequence) else ()
+        if len(pair) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) for n in pair):
+            raise TypeError(f"blocks[{k}]: expected (first, last) layer, got {block!r}")
+        first, last = pair
+        if not after < first <= last < depth:
+            order = "" if after < 0 else f", behind layer {after} of the block before"
+            raise ValueError(f"blocks[{k}]: expected 0 <= first <= last < {depth}{order}, got ({first}, {last})")
+        found.append((first, last))
+        after = last
+    return tuple(found)
+
+
+def check_skip_weights(
+    skip_weights: Sequence[Tensor | None], blocks: tuple[tuple[int, int], ...], widths: Sequence[int], x: Tensor
+) -> list[Tensor]:
+    """The matrices of the blocks' skips, those that there are, of `skip_weights`: one entry a block, None where the skip
+    is the identity; or none at all where every one is."""
+    entries = list(skip_weights) or [None] * len(blocks)
+    if len(entries) != len(blocks):
+        raise ValueError(f"skip_weights: expected {len(blocks)} entries, one for each block, got {len(entries)}")
+    for k, (weight, (first, last)) in enumerate(zip(entries, blocks)):
+        name, in_features, out_features = f"skip_weights[{k}]", widths[first], widths[last + 1]
+        if in_features == out_features:
+            if weight is not None:
+                raise ValueError(f"{name}: expected None, since the block keeps {in_features} channels, got {describe(weight)}")
+            continue
+        expect_shape(name, weight, (out_features, in_features), "[O, I]")
+        expect_parameter(name, weight, x)
+    return [weight for weight in entries if weight is not None]
+
+
 def check_coords(coords: Tensor | None, batch: int, x: Tensor) -> Tensor | None:
     """Coordinates as float32 `[P, 2]` or `[B, P, 2]` on the device of `x`, or None."""
     if coords is None:
@@ -219,6 +260,8 @@ def stack_call(
     gain: float = math.sqrt(2.0),
     eps: float = 1e-8,
     first_layer: int = 0,
+    blocks: Sequence[Sequence[int]] = (),
+    skip_weights: Sequence[Tensor | None] = (),
     single: bool = False,
 ) -> tuple[StackInputs, StackSpec]:
     """Check a stack's arguments (`x` and `skip` pixel-major already) and gather them as flat tensors.
@@ -288,9 +331,12 @@ def stack_call(
         if not skip.is_floating_point():
             raise TypeError(f"skip: expected a floating-point tensor, got {describe(skip)}")
     seed, given = split_noise(noise, len(weights), batch, x)
+    pairs = check_blocks(blocks, len(weights))
+    every_weight += check_skip_weights(skip_weights, pairs, widths, x)
     spec = StackSpec(
-        tuple(widths), tuple(rgb_after), max(channels, 1), demodulate, float(negative_slope), float(gain), float(eps), first_layer
-    )
+        tuple(widths), tuple(rgb_after), max(channels, 1), demodulate, float(negative_slope), float(gain), float(eps), first_layer,
+        pairs,
+    )  # fmt: skip
     inputs = StackInputs(
         x,
         flatten(every_weight, wide),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .cpu_plan import MatrixGradient, Plan, clear, row_scales
-from .packing import activation, empty_activations
+from .packing import activation, empty_activations, summand
 from .spec import Needs, StackGrads, StackInputs, StackSaved, StackSpec, empty_like_layout, is_channel_major
 
 # --- forward --------------------------------------------------------------------------------------------------------
@@ -37,7 +37,7 @@ class _Step:
 
 
 def _steps(plan: Plan, tiles: list[Tensor], size: int) -> list[_Step]:
-    """Level `l` reads `tiles[l]` and writes `tiles[l + 1]`."""
+    """Level `l` reads `tiles[l]` and writes `tiles[l + 1]`; a block's output is written over its last layer's."""
     steps = []
     for number, (level, matrix) in enumerate(zip(plan.levels, plan.matrices)):
         tile, target = tiles[number][:size], tiles[min(number + 1, plan.spec.depth)][:size]
@@ -47,14 +47,28 @@ def _steps(plan: Plan, tiles: list[Tensor], size: int) -> list[_Step]:
     return steps
 
 
-def _saved_outputs(activations: Tensor, inputs: StackInputs, spec: StackSpec) -> list[Tensor]:
-    """Views `[B, P, O]` of the saved outputs of all layers but the last, in the memory order of `x`."""
-    views = [
-        activation(activations, spec.widths, inputs.batch, inputs.pixels, i) for i in range(spec.depth - 1)
-    ]
+def _saved(activations: Tensor, inputs: StackInputs, spec: StackSpec) -> tuple[list[Tensor], list[Tensor]]:
+    """Views `[B, P, O]` of what is saved, in the memory order of `x`: the outputs of all layers but the last, and what each
+    residual block's last layer gave before the addition."""
+    sizes = (spec.widths, inputs.batch, inputs.pixels)
+    outputs = [activation(activations, *sizes, layer) for layer in range(spec.depth - 1)]
+    summands = [summand(activations, *sizes, spec.blocks, block) for block in range(len(spec.blocks))]
     if is_channel_major(inputs.x):
-        return [kept.view(kept.shape[0], kept.shape[2], kept.shape[1]).transpose(1, 2) for kept in views]
-    return views
+        turned = [
+            [kept.view(kept.shape[0], kept.shape[2], kept.shape[1]).transpose(1, 2) for kept in views]
+            for views in (outputs, summands)
+        ]
+        return turned[0], turned[1]
+    return outputs, summands
+
+
+def _add_skip(plan: Plan, block: int, x: Tensor, to: Tensor, backwards: bool = False) -> None:
+    """Add `E x` of a residual block to the tile `to`; `backwards`, `E^T x`."""
+    matrix = plan.skips[block]
+    if matrix is None:
+        to.add_(x, alpha=plan.skip_scale(block))
+    else:
+        to.addmm_(x, matrix if backwards else matrix.t())
 
 
 @torch.no_grad()
@@ -63,8 +77,8 @@ def forward(
 ) -> tuple[Tensor, Tensor, StackSaved]:
     """Serve a forward call: the last layer's features, the RGB sum, and what the backward needs.
 
-    What is saved: features and activations as `packing` plans them, but where `x` is channel-major each layer's region
-    holds `[B, O, P]`. The backward makes its matrices anew, so `mods` is empty.
+    What is saved: features and activations as `packing` plans them, but where `x` is channel-major each region holds
+    `[B, O, P]`; of a block's last layer `y / sqrt(2)`, which has the sign of y. The backward makes its matrices anew, so `mods` is empty.
     """
     x, batch, depth = inputs.x, inputs.batch, spec.depth
     plan = Plan(inputs, spec)
@@ -73,18 +87,19 @@ def forward(
     if keep_features:
         features = empty_like_layout(x, batch, spec.widths[-1], x.dtype)
     if save:
-        activations = empty_activations(x, spec.widths, batch, inputs.pixels)
-    saved = _saved_outputs(activations, inputs, spec) if save else []
+        activations = empty_activations(x, spec.widths, batch, inputs.pixels, spec.blocks)
+    saved, summands = _saved(activations, inputs, spec) if save else ([], [])
     rgb = empty_like_layout(x, batch, spec.rgb_channels if spec.rgb_after else 0, plan.wide)
     rgb_bias = sum(plan.packing.bias(inputs.biases, matrix) for matrix in plan.packing.rgbs)
     # the input is often wider than the layers: apart, it does not widen their tiles
     first = plan.new_tile(spec.widths[0] + plan.extra)
-    pair = [plan.new_tile(max(spec.widths[1:]) + plan.extra) for _ in range(min(depth, 2))]
-    tiles = [first] + [pair[layer % 2] for layer in range(depth)]
+    numbers = spec.output_buffers()
+    others = [plan.new_tile(max(spec.widths[1:]) + plan.extra) for _ in range(max(numbers, default=-1) + 1)]
+    tiles = [first] + [others[number] for number in numbers]
     steps_of = {size: _steps(plan, tiles, size) for size in {p.stop - p.start for p in plan.tiles()}}
     for image in range(batch):
         if image:
-            clear(first, *pair)
+            clear(first, *others)
         for pixels in plan.tiles():
             steps = steps_of[pixels.stop - pixels.start]
             columns = plan.extra_columns(image, pixels)
@@ -104,6 +119,11 @@ def forward(
                 torch.mm(step.extended, step.layer, out=step.out)
                 if spec.negative_slope != 1.0:
                     torch.nn.functional.leaky_relu_(step.out, spec.negative_slope)
+                block = spec.block_to(number)
+                if block is not None:
+                    if summands:
+                        summands[block][image, pixels] = step.out
+                    _add_skip(plan, block, steps[spec.blocks[block][0]].x, step.out)
                 if number < len(saved):
                     saved[number][image, pixels] = step.out
             if keep_features:
@@ -131,6 +151,9 @@ class _Gradients:
             torch.zeros_like(inputs.noise_strengths),
         )
         self.sums = plan.new_matrices(plan.wide)
+        for skip in plan.packing.skips:
+            if skip is not None:
+                plan.packing.weight(self.weights, skip).zero_()
 
     def _matrix(self, index: int) -> MatrixGradient:
         plan, matrix = self.plan, self.plan.packing.matrices[index]
@@ -153,6 +176,17 @@ class _Gradients:
         if pixels.stop == self.plan.inputs.pixels:
             self._finish(number, image)
 
+    def add_skip(self, block: int, grad: Tensor, x: Tensor) -> None:
+        """Add a tile to the gradient of a block's matrix: `grad` `[T, O]` of the block's output, `x` `[T, I]`."""
+        skip = self.plan.packing.skips[block]
+        if skip is None or not self.needs.weights:
+            return
+        total, scale = self.plan.packing.weight(self.weights, skip), self.plan.skip_scale(block)
+        if grad.dtype == total.dtype:
+            total.addmm_(grad.t(), x, alpha=scale)
+        else:
+            total.add_(torch.mm(grad.t(), x).to(total.dtype), alpha=scale)
+
     def _finish(self, number: int, image: int) -> None:
         """Take an image's dL/dA of one level into the gradients."""
         plan, packing, level, total = (
@@ -162,7 +196,7 @@ class _Gradients:
             self.sums[number],
         )
         if level.layer is not None:
-            layer, gain = total[: level.outs], plan.spec.gain
+            layer, gain = total[: level.outs], plan.gains[number]
             packing.bias(self.biases, packing.matrices[level.layer]).add_(layer[:, level.ins], alpha=gain)
             if plan.inputs.has_noise:
                 self.strengths[number] += layer[:, level.ins + 1].sum() * gain
@@ -197,12 +231,15 @@ def backward(
     if grad_rgb is not None:
         for matrix in plan.packing.rgbs:
             plan.packing.bias(grads.biases, matrix).copy_(grad_rgb.sum((0, 1), dtype=plan.wide))
-    outputs = [*_saved_outputs(saved.activations, inputs, spec), saved.features]
+    outputs, summands = _saved(saved.activations, inputs, spec)
+    outputs.append(saved.features)
     x_tile = plan.new_tile(max(spec.widths) + plan.extra)
     u_tiles = [plan.new_tile(max(spec.widths) + spec.rgb_channels) for _ in range(2)]
+    # the gradient of the output of the block that the chain is in
+    block_tile = plan.new_tile(max(spec.widths)) if spec.blocks else None
     for image in range(inputs.batch):
         if image:
-            clear(x_tile, *u_tiles)
+            clear(x_tile, *u_tiles, *([] if block_tile is None else [block_tile]))
         for pixels in plan.tiles():
             size = pixels.stop - pixels.start
             columns = plan.extra_columns(image, pixels, needs.noise)
@@ -220,6 +257,10 @@ def backward(
                     if number < depth:
                         x_tile[:size, level.ins : level.columns] = columns[number]
                     grads.add(number, image, pixels, u[:, :rows], x_tile[:size, : level.columns])
+                begins, ends = spec.block_from(number), spec.block_to(number - 1)
+                if begins is not None:
+                    block_grad = block_tile[:size, : spec.widths[spec.blocks[begins][1] + 1]]
+                    grads.add_skip(begins, block_grad, h)
                 if number == 0 and grad_x is None:
                     break
                 grad = next_u[:, : level.ins]
@@ -229,6 +270,11 @@ def backward(
                     grad.zero_()
                 if number == depth and grad_features is not None:
                     grad += grad_features[image, pixels]
+                if begins is not None:
+                    _add_skip(plan, begins, block_grad, grad, backwards=True)
+                if ends is not None:
+                    block_tile[:size, : level.ins] = grad
+                    h.copy_(summands[ends][image, pixels])
                 if number == 0:
                     kept = grad_x[0 if shared else image, pixels]
                     kept.add_(grad) if shared and image else kept.copy_(grad)

@@ -6,6 +6,9 @@ A level is a layer and the ToRGBs that read the same input. For one image all it
         [   R     0      0 ]    C rows: the ToRGBs that read the layer's input, summed
 
 which acts on the input with two more columns, `X = [x, 1, n]`.
+
+Where a residual block ends, `(y + skip(x)) / sqrt(2)`, the layer's g takes the factor in: its output is `y / sqrt(2)`, to
+which `E x` is added, `E = c W / sqrt(2)` or `1 / sqrt(2)`.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .noise import normal_at, pixel_counters
-from .spec import StackInputs, StackSpec, accumulation_dtype, is_channel_major
+from .spec import SQRT_HALF, StackInputs, StackSpec, accumulation_dtype, is_channel_major
 
 _L2_BYTES = 1 << 20  # of a core, where torch does not tell
 _READ_PAST = 32  # rows or numbers past the end of an operand that a product may read, and multiply by zero
@@ -160,6 +163,8 @@ class Plan:
         extra: columns after the input, 2 with noise and 1 without.
         levels: one more than there are layers, for the ToRGBs that read the last.
         matrices: `A` of every level for one image.
+        gains: g of every layer.
+        skips: `E` of every residual block, None where it is a number.
         weights, styles: `[O, I]` and `[B, I]` of every matrix, layers first: views of the flat tensors.
         scales: `c d` `[B, O, 1]` of every matrix; only what was modulated, and demodulates, is filled.
     """
@@ -172,8 +177,12 @@ class Plan:
         self.tile = tile_pixels(spec, self.dtype, inputs.pixels)
         self.extra = 1 + inputs.has_noise
         self._strip, self._strip_of = inputs.x.new_empty(0), (-1, -1)
+        self.gains = [spec.gain_of(layer) for layer in range(spec.depth)]
         self.gained_biases = inputs.biases * spec.gain
         self.gained_strengths = inputs.noise_strengths * spec.gain
+        for _, last in spec.blocks:
+            self.packing.bias(self.gained_biases, self.packing.layers[last]).mul_(SQRT_HALF)
+            self.gained_strengths[last] *= SQRT_HALF
         self.weights = [self.packing.weight(inputs.weights, matrix) for matrix in self.packing.matrices]
         self.styles = [self.packing.style(inputs.styles, matrix) for matrix in self.packing.matrices]
         # in one piece: small tensors that stay would split the heap, where a layer's large ones come and go
@@ -184,6 +193,7 @@ class Plan:
         ]
         self.levels = [self._level(number) for number in range(spec.depth + 1)]
         self.matrices = self.new_matrices(self.dtype)
+        self.skips = [self._skip(block) for block in range(len(spec.blocks))]
 
     def _level(self, number: int) -> Level:
         ins = self.spec.widths[number]
@@ -192,6 +202,20 @@ class Plan:
         rgbs = tuple(self.spec.depth + k for k in self.spec.rgbs_after(number - 1))
         rows = outs + (self.spec.rgb_channels if rgbs else 0)
         return Level(ins, outs, layer, rgbs, rows, ins + (self.extra if layer is not None else 0))
+
+    def _skip(self, block: int) -> Tensor | None:
+        """`E` `[O, I]`, rounded once; rows and end padded with zeros as those of `new_matrices`."""
+        skip = self.packing.skips[block]
+        if skip is None:
+            return None
+        shape = skip.out_features + _READ_PAST, _round_up(skip.in_features)
+        matrix = self.inputs.x.new_zeros(shape, dtype=self.dtype)[: skip.out_features, : skip.in_features]
+        return matrix.copy_(self.packing.weight(self.inputs.weights, skip) * self.skip_scale(block))
+
+    def skip_scale(self, block: int) -> float:
+        """What the block's matrix is multiplied with in `E`: `c / sqrt(2)`, or `1 / sqrt(2)` where it has none."""
+        skip = self.packing.skips[block]
+        return SQRT_HALF if skip is None else SQRT_HALF * skip.in_features**-0.5
 
     def new_matrices(self, dtype: torch.dtype) -> list[Tensor]:
         """`[rows, columns]` of every level, each row padded, zeros in the padding and past the end. Where all pixels are
@@ -215,7 +239,7 @@ class Plan:
         if level.layer is not None:
             rows = matrix[: level.outs]
             v, scale = self.modulated(level.layer, image, rows[:, : level.ins])
-            v.mul_(scale * self.spec.gain)
+            v.mul_(scale * self.gains[number])
             if v.dtype != self.dtype:
                 rows[:, : level.ins] = v
             rows[:, level.ins] = self.packing.bias(self.gained_biases, self.packing.matrices[level.layer])

@@ -48,6 +48,8 @@ def why_not(spec: StackSpec, dtype: torch.dtype) -> str | None:
     """None if the kernel can serve such a stack, otherwise the reason."""
     if dtype not in (torch.bfloat16, torch.float16):
         return f"it computes in bfloat16 and float16, not in {dtype}"
+    if spec.blocks:
+        return "it has residual blocks"
     if min(spec.rgb_after) < 0:
         return "a ToRGB reads the input"
     if spec.rgb_channels > MAX_CHANNELS:

@@ -268,6 +268,8 @@ def modfc_stack(
     negative_slope: float = 0.2,
     gain: float = SQRT2,
     eps: float = 1e-8,
+    blocks: Sequence[Sequence[int]] = (),
+    skip_weights: Sequence[Tensor | None] = (),
     layout: str | None = None,
     want_features: bool = True,
     backend: str = "auto",
@@ -287,11 +289,20 @@ def modfc_stack(
         rgb_after: layer (from 0) after which each ToRGB reads; -1 reads `x`.
         skip: added to the RGB sum.
         noise: as in `modfc`; given noise is `[L, B, P]`.
+        blocks: (first, last) layer of each residual block, in order and apart. What the layer and the ToRGBs after `last`
+            read is `(y_last + skip(x_first)) / sqrt(2)`, with `y_last` the output of layer `last` and `x_first` the input
+            of layer `first`.
+        skip_weights: for each block None where both have as many channels, since the skip is then the identity, otherwise
+            `[O, I]` of `skip(x) = W x / sqrt(I)`. May be left out where all are None.
         want_features: False saves the last layer's output where only RGB is wanted.
 
     Returns:
-        `(features, rgb)`: the last layer's output (None unless wanted, or without layers) and the RGB sum (float32; None without ToRGBs),
+        `(features, rgb)`: the output of the last layer, or of the block that ends with it (None unless wanted, or without layers) and the RGB sum (float32; None without ToRGBs),
         in the layout of `x`.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what came and what was expected.
+        RuntimeError: the backend asked for cannot serve.
     """
     if not len(weights) + len(rgb_weights):
         raise ValueError("weights: expected at least one layer or ToRGB, got none")
@@ -299,7 +310,8 @@ def modfc_stack(
         if coords is not None or layout not in (None, "bpc"):
             raise ValueError("coords, layout: expected None and 'bpc' beside an Encoding, which has its own points")
         parts = (weights, styles, biases, noise_strengths, rgb_weights, rgb_styles, rgb_biases, rgb_after)
-        options = dict(noise=noise, demodulate=demodulate, negative_slope=negative_slope, gain=gain, eps=eps)
+        options = dict(noise=noise, demodulate=demodulate, negative_slope=negative_slope, gain=gain, eps=eps,
+                       blocks=blocks, skip_weights=skip_weights)  # fmt: skip
         return _encoded_stack(x, parts, skip, options, want_features, backend)
     x = as_compute(x)
     first = weights[0] if len(weights) else rgb_weights[0]
@@ -308,7 +320,7 @@ def modfc_stack(
     inputs, spec = stack_call(
         to_pixels(x, name), weights, styles, biases, noise_strengths, rgb_weights, rgb_styles, rgb_biases, rgb_after,
         skip_to_pixels(skip, name, x), noise=noise, coords=coords, demodulate=demodulate,
-        negative_slope=negative_slope, gain=gain, eps=eps,
+        negative_slope=negative_slope, gain=gain, eps=eps, blocks=blocks, skip_weights=skip_weights,
     )  # fmt: skip
     features, rgb = _run(inputs, spec, want_features, backend)
     kept = from_pixels(features, name, x) if want_features and spec.depth else None

@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import functional
-from .arguments import activation_slope, autocast_on, check_scalars, describe, expect_device, expect_shape
+from .arguments import (
+    activation_slope,
+    autocast_on,
+    check_blocks,
+    check_scalars,
+    describe,
+    expect_device,
+    expect_shape,
+)
 from .backends import check_name
 from .encoding import Encoding
 
@@ -210,6 +218,9 @@ class FusedModFCStack(nn.Module):
         rgb_after: layers (from 0) after which a ToRGB reads. By default every second layer, the last included: the
             paper's 15 layers have 7.
         out_channels: channels C of the image.
+        blocks: (first, last) layer of each residual block, in order and apart: `(y_last + skip(x_first)) / sqrt(2)` takes
+            the place of the last layer's output (CIPSres). Block k has a parameter `skips.<k>`, `[O, I]`, normal at first
+            and used as `W / sqrt(I)`, unless it keeps the number of channels: then the skip is the identity.
         demodulate, bias, noise, negative_slope, gain, eps: of every layer, as in `FusedModFC`.
         backend: see `cips_kernels.backends`.
 
@@ -227,6 +238,7 @@ class FusedModFCStack(nn.Module):
         *,
         rgb_after: Sequence[int] | None = None,
         out_channels: int = 3,
+        blocks: Sequence[Sequence[int]] = (),
         demodulate: bool = True,
         bias: bool = True,
         noise: bool = True,
@@ -255,6 +267,14 @@ class FusedModFCStack(nn.Module):
             FusedToRGB(widths[after + 1], style_dim, out_channels=out_channels, backend=backend)
             for after in self.rgb_after
         )
+        self.blocks = check_blocks(blocks, depth)
+        ends = {k: (widths[first], widths[last + 1]) for k, (first, last) in enumerate(self.blocks)}
+        self.skips = nn.ParameterDict({str(k): torch.randn(o, i) for k, (i, o) in ends.items() if i != o})
+
+    @property
+    def skip_weights(self) -> list[Tensor | None]:
+        """The matrix `[O, I]` of each block's skip, None where it is the identity."""
+        return [self.skips[str(k)] if str(k) in self.skips else None for k in range(len(self.blocks))]
 
     def styles(self, style: Tensor) -> list[Tensor]:
         """The affine's output `[B, I]` of every layer, then of every ToRGB."""
@@ -302,6 +322,8 @@ class FusedModFCStack(nn.Module):
             negative_slope=first.negative_slope,
             gain=first.gain,
             eps=first.eps,
+            blocks=self.blocks,
+            skip_weights=self.skip_weights,
             layout=layout,
             want_features=return_features or not self.rgb_after,
             backend=self.backend,
@@ -309,4 +331,5 @@ class FusedModFCStack(nn.Module):
         return (features, rgb) if return_features or not self.rgb_after else rgb
 
     def extra_repr(self) -> str:
-        return f"style_dim={self.style_dim}, rgb_after={list(self.rgb_after)}, backend={self.backend!r}"
+        blocks = f", blocks={list(self.blocks)}" if self.blocks else ""
+        return f"style_dim={self.style_dim}, rgb_after={list(self.rgb_after)}{blocks}, backend={self.backend!r}"

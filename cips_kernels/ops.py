@@ -30,7 +30,7 @@ from .spec import Needs, StackGrads, StackInputs, StackSaved, StackSpec, empty_l
 _library = torch.library.Library("cips_kernels", "DEF")
 
 _TENSORS = "Tensor x, Tensor weights, Tensor styles, Tensor biases, Tensor noise_strengths, Tensor? skip, Tensor? seed, Tensor? noise, Tensor? coords"
-_SPEC = "int[] widths, int[] rgb_after, int rgb_channels, bool demodulate, float negative_slope, float gain, float eps, int first_layer"
+_SPEC = "int[] widths, int[] rgb_after, int rgb_channels, bool demodulate, float negative_slope, float gain, float eps, int first_layer, int[] blocks"
 # outputs take the memory order of `x`, so a compiler may not hand `x` over in another
 _TAGS = (torch.Tag.pt2_compliant_tag, getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order))
 _library.define(
@@ -55,7 +55,7 @@ _library.define(
 _ENCODING = "Tensor fourier_weight, Tensor fourier_bias, Tensor? table, Tensor? points, int[]? size, str lookup"
 _library.define(f"synthesis({_ENCODING}, {_TENSORS}, {_SPEC}, str backend) -> Tensor", tags=_TAGS)
 _library.define("mapping(Tensor z, Tensor weights, Tensor biases, float negative_slope, str backend) -> Tensor", tags=_TAGS)
-_N_TENSORS, _N_SPEC, _N_ENCODING = 9, 8, 6
+_N_TENSORS, _N_SPEC, _N_ENCODING = 9, 9, 6
 
 
 class operator_context:  # noqa: N801
@@ -79,8 +79,9 @@ class operator_context:  # noqa: N801
 
 
 def _spec(values: Sequence) -> StackSpec:
-    widths, rgb_after, *rest = values
-    return StackSpec(tuple(widths), tuple(rgb_after), *rest)
+    widths, rgb_after, *rest, blocks = values
+    pairs = tuple(zip(blocks[::2], blocks[1::2]))  # flat in the schema: first, last, first, last
+    return StackSpec(tuple(widths), tuple(rgb_after), *rest, pairs)
 
 
 # --- forward --------------------------------------------------------------------------------------------------------
@@ -102,7 +103,7 @@ def _stack_fake(*args) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if spec.depth and (want_features or save):
         features = empty_like_layout(x, batch, spec.widths[-1], x.dtype)
     if save:
-        activations = x.new_empty(activation_offsets(spec.widths, batch, inputs.pixels)[-1])
+        activations = x.new_empty(activation_offsets(spec.widths, batch, inputs.pixels, spec.blocks)[-1])
         # the cpu backend makes its matrices anew, one image's at a time
         mods = x.new_empty(0 if backend == "cpu" else spec.packing(batch).mod_numel)
     return features, rgb_like(inputs, spec), activations, mods
@@ -350,7 +351,7 @@ torch.library.register_fake("cips_kernels::synthesis", _synthesis_fake, lib=_lib
 def _spec_values(spec: StackSpec) -> tuple:
     return (
         list(spec.widths), list(spec.rgb_after), spec.rgb_channels, spec.demodulate, spec.negative_slope, spec.gain, spec.eps,
-        spec.first_layer,
+        spec.first_layer, [layer for block in spec.blocks for layer in block],
     )  # fmt: skip
 
 

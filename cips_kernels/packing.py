@@ -3,7 +3,7 @@
 An operator takes every weight of a stack as one flat tensor, every style as one `[B, S]` matrix, and keeps all modulated
 weights in one buffer: the operator's schema stays the same for any depth, one launch serves all layers, and PyTorch's own
 `cat` and `narrow` carry the gradients back to the single parameters. This page is the only place that knows the order:
-the layers first, then the ToRGBs.
+the layers first, then the ToRGBs, and behind the weights of both the skips of residual blocks, which know no style.
 """
 
 from __future__ import annotations
@@ -41,11 +41,22 @@ class Matrix:
 
 
 @dataclass(frozen=True)
+class Skip:
+    """The matrix of a residual block's skip, `out_features x in_features`, and its offset in the flat weights."""
+
+    out_features: int
+    in_features: int
+    weight_offset: int
+
+
+@dataclass(frozen=True)
 class Packing:
-    """The plan of one stack for one batch size. Lengths are in elements."""
+    """The plan of one stack for one batch size. Lengths are in elements. `skips` has an entry a block, None where the skip
+    is the identity."""
 
     layers: tuple[Matrix, ...]
     rgbs: tuple[Matrix, ...]
+    skips: tuple[Skip | None, ...]
     batch: int
     weight_numel: int
     style_width: int
@@ -54,10 +65,10 @@ class Packing:
 
     @property
     def matrices(self) -> tuple[Matrix, ...]:
-        """Layers, then ToRGBs: the order of every flat tensor."""
+        """Everything that a style modulates, layers, then ToRGBs: the order of every flat tensor."""
         return self.layers + self.rgbs
 
-    def weight(self, flat: Tensor, matrix: Matrix) -> Tensor:
+    def weight(self, flat: Tensor, matrix: Matrix | Skip) -> Tensor:
         """View `[O, I]` of one weight in the flat weights."""
         count = matrix.out_features * matrix.in_features
         return flat.narrow(0, matrix.weight_offset, count).view(matrix.out_features, matrix.in_features)
@@ -93,7 +104,12 @@ def _cached(plan: Callable[_Arguments, _Plan]) -> Callable[_Arguments, _Plan]:
 
 @_cached
 def pack(
-    widths: tuple[int, ...], rgb_after: tuple[int, ...], rgb_channels: int, demodulate: bool, batch: int
+    widths: tuple[int, ...],
+    rgb_after: tuple[int, ...],
+    rgb_channels: int,
+    demodulate: bool,
+    batch: int,
+    blocks: tuple[tuple[int, int], ...] = (),
 ) -> Packing:
     """Plan the flat tensors of a stack.
 
@@ -103,6 +119,7 @@ def pack(
         rgb_channels: output channels of each ToRGB.
         demodulate: whether the layers demodulate (ToRGBs never do).
         batch: number of images.
+        blocks: (first, last) layer of each residual block.
     """
     shapes = [(o, i, demodulate) for i, o in zip(widths[:-1], widths[1:])]
     shapes += [(rgb_channels, widths[after + 1], False) for after in rgb_after]
@@ -115,15 +132,33 @@ def pack(
         style += in_features
         bias += out_features
         mod += _round_up(batch * out_features * row_stride, MATRIX_MULTIPLE)
+    skips: list[Skip | None] = []
+    for first, last in blocks:
+        in_features, out_features = widths[first], widths[last + 1]
+        skips.append(None if in_features == out_features else Skip(out_features, in_features, weight))
+        weight += 0 if in_features == out_features else out_features * in_features
     depth = len(widths) - 1
-    return Packing(tuple(matrices[:depth]), tuple(matrices[depth:]), batch, weight, style, bias, mod)
+    parts = tuple(matrices[:depth]), tuple(matrices[depth:]), tuple(skips)
+    return Packing(*parts, batch, weight, style, bias, mod)
+
+
+def _saved_widths(widths: tuple[int, ...], blocks: tuple[tuple[int, int], ...]) -> list[int]:
+    return [*widths[1:-1], *(widths[last + 1] for _, last in blocks)]
 
 
 @_cached
-def activation_offsets(widths: tuple[int, ...], batch: int, pixels: int) -> tuple[int, ...]:
-    """Offsets (in elements) of the saved layer outputs `[B, P, O_l]` of layers `0..L-2`, and their total, last."""
+def activation_offsets(
+    widths: tuple[int, ...], batch: int, pixels: int, blocks: tuple[tuple[int, int], ...] = ()
+) -> tuple[int, ...]:
+    """Offsets (in elements) of what a forward saves, `[B, P, O_l]` each, and their total, last.
+
+    First what the layers `1..L-1` read: the outputs of `0..L-2`, or of the blocks that end with them. Then, for each
+    residual block, what its last layer gave before the addition: the backward needs its sign, which the sum no longer
+    tells. It costs one more activation a block. One bit a number would do, but the kernels of the backward read signs off
+    an activation, and recomputing the sums instead would keep all of them alive at once where blocks follow one another.
+    """
     offsets = [0]
-    for width in widths[1:-1]:
+    for width in _saved_widths(widths, blocks):
         offsets.append(offsets[-1] + _round_up(batch * pixels * width, MATRIX_MULTIPLE))
     return tuple(offsets)
 
@@ -137,12 +172,14 @@ def zero_gaps(mods: Tensor, packing: Packing) -> None:
             mods[written:end].zero_()
 
 
-def empty_activations(x: Tensor, widths: tuple[int, ...], batch: int, pixels: int) -> Tensor:
-    """Buffer of the saved layer outputs in the dtype of `x`: uninitialised but for the gaps between layers, which are 0,
+def empty_activations(
+    x: Tensor, widths: tuple[int, ...], batch: int, pixels: int, blocks: tuple[tuple[int, int], ...] = ()
+) -> Tensor:
+    """Buffer of what a forward saves in the dtype of `x`: uninitialised but for the gaps between layers, which are 0,
     so that an operator's outputs are the same bits from call to call."""
-    offsets = activation_offsets(widths, batch, pixels)
+    offsets = activation_offsets(widths, batch, pixels, blocks)
     flat = x.new_empty(offsets[-1])
-    for offset, end, width in zip(offsets[:-1], offsets[1:], widths[1:-1]):
+    for offset, end, width in zip(offsets[:-1], offsets[1:], _saved_widths(widths, blocks)):
         written = offset + batch * pixels * width
         if written < end:
             flat[written:end].zero_()
@@ -153,6 +190,15 @@ def activation(flat: Tensor, widths: tuple[int, ...], batch: int, pixels: int, l
     """View `[B, P, O_layer]` of one saved layer output in the flat buffer."""
     offset = activation_offsets(widths, batch, pixels)[layer]
     width = widths[layer + 1]
+    return flat.narrow(0, offset, batch * pixels * width).view(batch, pixels, width)
+
+
+def summand(
+    flat: Tensor, widths: tuple[int, ...], batch: int, pixels: int, blocks: tuple[tuple[int, int], ...], block: int
+) -> Tensor:
+    """View `[B, P, O]` of what a block's last layer gave before the addition, in the flat buffer."""
+    offset = activation_offsets(widths, batch, pixels, blocks)[len(widths) - 2 + block]
+    width = widths[blocks[block][1] + 1]
     return flat.narrow(0, offset, batch * pixels * width).view(batch, pixels, width)
 
 

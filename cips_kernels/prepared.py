@@ -38,8 +38,9 @@ class PreparedStack:
         layer = stack.layers[0]
         widths = (layer.in_features, *(layer.out_features for layer in stack.layers))
         self.spec = StackSpec(
-            widths, stack.rgb_after, stack.out_channels, layer.demodulate, layer.negative_slope, layer.gain, layer.eps
-        )
+            widths, stack.rgb_after, stack.out_channels, layer.demodulate, layer.negative_slope, layer.gain, layer.eps,
+            blocks=stack.blocks,
+        )  # fmt: skip
         self._parts = self._gather()
 
     @torch.no_grad()
@@ -48,6 +49,7 @@ class PreparedStack:
         modules = [*stack.layers, *stack.to_rgbs]
         weight = torch.cat([module.affine.weight for module in modules])
         wide = weight.dtype
+        skips = [skip for skip in stack.skip_weights if skip is not None]
         strengths = [layer.noise_strength for layer in stack.layers]
         biases = [
             weight.new_zeros(module.weight.shape[0]) if module.bias is None else module.bias for module in modules
@@ -55,7 +57,7 @@ class PreparedStack:
         return {
             "affine_weight": weight * modules[0].affine.scale,
             "affine_bias": torch.cat([module.affine.bias for module in modules]),
-            "weights": flatten([module.weight for module in modules], wide),
+            "weights": flatten([*(module.weight for module in modules), *skips], wide),
             "biases": flatten(biases, wide),
             "noise_strengths": torch.stack([weight.new_ones(()) if s is None else s.to(wide) for s in strengths]),
         }

@@ -7,12 +7,16 @@ j, output channel i; `c = 1 / sqrt(I)`.
     V_ij = c s_j W_ij          d_i = 1 / sqrt(sum_j V_ij^2 + eps)          M_ij = d_i V_ij
     y_pi = sum_j M_ij x_pj + nu n_p + b_i              x'_pi = g lrelu(y_pi)
     rgb_p += R_b x'_p + r                              R modulated, not demodulated
+    z = (x'_last + skip(x_first)) / sqrt(2)            where a residual block of layers first..last ends
+
+`formulas` has each line by itself; here they are joined to a stack.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,7 +34,18 @@ from .arguments import (
     stack_call,
     to_pixels,
 )
-from .packing import activation, empty_activations
+from .formulas import (
+    add_rgb,
+    layer_backward,
+    layer_forward,
+    mapping,
+    modfc_per_pixel,
+    modulate,
+    modulate_backward,
+    residual,
+    residual_backward,
+)
+from .packing import activation, empty_activations, summand
 from .spec import (
     Needs,
     StackGrads,
@@ -42,95 +57,12 @@ from .spec import (
     is_channel_major,
 )
 
+__all__ = [
+    "backward", "differentiable_backward", "forward", "layer_backward", "mapping", "modfc", "modfc_stack", "modulate",
+    "modulate_backward", "to_rgb",
+]  # fmt: skip
+
 SQRT2 = math.sqrt(2.0)
-
-
-# --- the mapping network --------------------------------------------------------------------------------------------
-
-
-def mapping(z: Tensor, weights: Tensor, biases: Tensor, *, negative_slope: float = 0.2) -> Tensor:
-    """`functional.mapping` in plain PyTorch: `x = z rsqrt(mean(z^2) + 1e-8)`, then `x = lrelu(W_l x + b_l)`."""
-    x = z * torch.rsqrt(z.square().mean(-1, keepdim=True) + 1e-8)
-    for weight, bias in zip(weights, biases):
-        x = torch.nn.functional.leaky_relu(torch.addmm(bias, x, weight.t()), negative_slope)
-    return x
-
-
-# --- one modulated weight ------------------------------------------------------------------------------------------
-
-
-def modulate(
-    weight: Tensor,
-    style: Tensor,
-    *,
-    demodulate: bool = True,
-    eps: float = 1e-8,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    """Modulated weights `M` of each image.
-
-    Args:
-        weight: `[O, I]`.
-        style: `[B, I]`, the affine's output.
-        demodulate: scale each row to unit norm (StyleGAN2's demodulation).
-        eps: added to the squared norm.
-        dtype: of the result; computed in float32 (float64 for float64) and rounded once.
-
-    Returns:
-        `[B, O, I]`.
-    """
-    out_dtype = dtype or weight.dtype
-    compute = accumulation_dtype(weight.dtype)
-    v = style.to(compute)[:, None, :] * (weight.to(compute) / math.sqrt(weight.shape[1]))
-    if demodulate:
-        v = v * torch.rsqrt(v.square().sum(-1, keepdim=True) + eps)
-    return v.to(out_dtype)
-
-
-def modulate_backward(
-    grad: Tensor, weight: Tensor, style: Tensor, *, demodulate: bool = True, eps: float = 1e-8
-) -> tuple[Tensor, Tensor]:
-    """Gradients of `weight` `[O, I]` and `style` `[B, I]` from `grad` = dL/dM = N `[B, O, I]`."""
-    c = 1.0 / math.sqrt(weight.shape[1])
-    dv = grad
-    if demodulate:
-        v = c * style[:, None, :] * weight
-        d = torch.rsqrt(v.square().sum(-1, keepdim=True) + eps)
-        m = d * v
-        dv = d * (grad - m * (grad * m).sum(-1, keepdim=True))
-    return c * torch.einsum("bj,bij->ij", style, dv), c * torch.einsum("ij,bij->bj", weight, dv)
-
-
-# --- one layer, its weight already modulated ------------------------------------------------------------------------
-
-
-def leaky_relu(y: Tensor, negative_slope: float, gain: float) -> Tensor:
-    """`gain * y` where y is positive, `gain * negative_slope * y` elsewhere."""
-    return gain * torch.where(y > 0, y, negative_slope * y)
-
-
-def layer_forward(
-    x: Tensor, m: Tensor, bias: Tensor, noise: Tensor | None, noise_strength: Tensor, negative_slope: float, gain: float
-) -> Tensor:
-    """One layer: `x` `[B, P, I]`, `m` `[B, O, I]`, `bias` `[O]`, `noise` `[B, P]` or None -> `[B, P, O]`."""
-    y = torch.matmul(x, m.mT)
-    if noise is not None:
-        y = y + (noise_strength * noise).to(x.dtype)[:, :, None]
-    return leaky_relu(y + bias.to(x.dtype), negative_slope, gain)
-
-
-def layer_backward(
-    grad: Tensor, x: Tensor, out: Tensor, m: Tensor, negative_slope: float, gain: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of one layer from `grad` = dL/dx' `[B, P, O]`; only the sign of `out` is read.
-
-    Returns:
-        dL/dx `[B, P, I]`; N = dL/dM `[B, O, I]`; dL/db `[O]`; the sum over channels of dL/dy, `[B, P]`, from which
-        follow dnu = sum n * rows and dn = nu * rows.
-    """
-    u = gain * torch.where(out > 0, grad, negative_slope * grad)
-    wide = accumulation_dtype(u.dtype)
-    return torch.matmul(u, m), torch.matmul(u.mT, x).to(wide), u.sum((0, 1), dtype=wide), u.sum(-1, dtype=wide)
 
 
 # --- the stack on flat tensors --------------------------------------------------------------------------------------
@@ -162,10 +94,17 @@ def modulate_all(inputs: StackInputs, spec: StackSpec) -> list[Tensor]:
     ]
 
 
+def skip_weight(inputs: StackInputs, spec: StackSpec, block: int) -> Tensor | None:
+    """`[O, I]` of a residual block's skip, None where it is the identity."""
+    packing = spec.packing(inputs.batch)
+    matrix = packing.skips[block]
+    return None if matrix is None else packing.weight(inputs.weights, matrix)
+
+
 def modulate_all_backward(
     grad_mods: Sequence[Tensor], inputs: StackInputs, spec: StackSpec
 ) -> tuple[Tensor, Tensor]:
-    """Flat gradients of all weights and styles from N of every matrix."""
+    """Flat gradients of all modulated weights and of the styles from N of every matrix."""
     packing = spec.packing(inputs.batch)
     pairs = [
         modulate_backward(
@@ -180,22 +119,34 @@ def modulate_all_backward(
     return torch.cat([w.reshape(-1) for w, _ in pairs]), torch.cat([s for _, s in pairs], 1)
 
 
-def add_rgb(rgb: Tensor, x: Tensor, m: Tensor, bias: Tensor) -> Tensor:
-    """`rgb + R x + r`, summed in the dtype of `rgb`."""
-    return rgb + torch.matmul(x, m.mT).to(rgb.dtype) + bias.to(rgb.dtype)
+class StackOutputs(NamedTuple):
+    """What a stack computes on the way.
+
+    Attributes:
+        outputs: of every layer, `[B, P, O_l]`; in the place of a residual block's last layer the block's.
+        summands: for each block what its last layer gave before the addition.
+        rgb: the RGB sum `[B, P, C]`.
+    """
+
+    outputs: list[Tensor]
+    summands: list[Tensor]
+    rgb: Tensor
 
 
-def stack_layers(inputs: StackInputs, spec: StackSpec, mods: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-    """Outputs of every layer, and the RGB sum `[B, P, C]`."""
+def stack_layers(inputs: StackInputs, spec: StackSpec, mods: Sequence[Tensor]) -> StackOutputs:
+    """Every layer and the RGB sum, from the modulated weights of `modulate_all`."""
     packing = spec.packing(inputs.batch)
     x = inputs.x.expand(inputs.batch, -1, -1)
     wide = accumulation_dtype(x.dtype)
     rgb = x.new_zeros((x.shape[0], x.shape[1], spec.rgb_channels if spec.rgb_after else 0), dtype=wide)
     if inputs.skip is not None:
         rgb = rgb + inputs.skip.to(wide)
-    outputs = []
+    outputs: list[Tensor] = []
+    summands: list[Tensor] = []
+    sources: list[Tensor] = []
     for layer in range(-1, spec.depth):
         if layer >= 0:
+            sources.append(x)
             x = layer_forward(
                 x,
                 mods[layer],
@@ -205,10 +156,14 @@ def stack_layers(inputs: StackInputs, spec: StackSpec, mods: Sequence[Tensor]) -
                 spec.negative_slope,
                 spec.gain,
             )
+            block = spec.block_to(layer)
+            if block is not None:
+                summands.append(x)
+                x = residual(x, sources[spec.blocks[block][0]], skip_weight(inputs, spec, block))
             outputs.append(x)
         for k in spec.rgbs_after(layer):
             rgb = add_rgb(rgb, x, mods[spec.depth + k], packing.bias(inputs.biases, packing.rgbs[k]))
-    return outputs, rgb
+    return StackOutputs(outputs, summands, rgb)
 
 
 def stack_gradients(
@@ -218,8 +173,9 @@ def stack_gradients(
     spec: StackSpec,
     outputs: Sequence[Tensor],
     mods: Sequence[Tensor],
+    summands: Sequence[Tensor] = (),
 ) -> StackGrads:
-    """The written-out backward of the stack: every gradient, from the outputs' gradients and the layers' outputs."""
+    """The written-out backward of the stack: every gradient, from the outputs' gradients and what `stack_layers` found."""
     packing = spec.packing(inputs.batch)
     x0 = inputs.x.expand(inputs.batch, -1, -1)
     wide = accumulation_dtype(x0.dtype)
@@ -228,6 +184,8 @@ def stack_gradients(
     grad_biases: list[Tensor] = [x0.new_zeros(m.out_features, dtype=wide) for m in packing.matrices]
     grad_strengths: list[Tensor] = []
     grad_noises: list[Tensor] = []
+    grad_skips: list[Tensor] = []
+    beside: dict[int, Tensor] = {}  # gradient that a block's skip brings to the input of the block's first layer
     h = grad_features
     for layer in range(spec.depth - 1, -2, -1):
         out = outputs[layer] if layer >= 0 else x0
@@ -243,10 +201,19 @@ def stack_gradients(
             break
         if h is None:
             h = torch.zeros_like(out)
+        block = spec.block_to(layer)
+        if block is not None:
+            first = spec.blocks[block][0]
+            skipped = outputs[first - 1] if first > 0 else x0
+            h, beside[first], grad_skip = residual_backward(h, skipped, skip_weight(inputs, spec, block))
+            grad_skips += [] if grad_skip is None else [grad_skip.reshape(-1)]
+            out = summands[block]
         source = outputs[layer - 1] if layer > 0 else x0
         h, grad_mods[layer], grad_biases[layer], rows = layer_backward(
             h, source, out, mods[layer], spec.negative_slope, spec.gain
         )
+        if layer in beside:
+            h = h + beside.pop(layer)
         n = layer_noise(inputs, spec, layer)
         grad_strengths.append(rows.new_zeros(()) if n is None else (rows * n).sum())
         grad_noises.append(rows * inputs.noise_strengths[layer])
@@ -255,6 +222,8 @@ def stack_gradients(
         for g, m in zip(grad_mods, packing.matrices)
     ]
     grad_weights, grad_styles = modulate_all_backward(filled, inputs, spec)
+    if grad_skips:
+        grad_weights = torch.cat([grad_weights, *grad_skips[::-1]])
     grad_x = torch.zeros_like(x0) if h is None else h
     if inputs.x.shape[0] != inputs.batch:
         grad_x = grad_x.sum(0, keepdim=True)
@@ -285,16 +254,18 @@ def forward(inputs: StackInputs, spec: StackSpec, want_features: bool, save: boo
     """Serve a forward call: the last layer's features, the RGB sum, and what the backward needs."""
     x, batch, pixels = inputs.x, inputs.batch, inputs.pixels
     mods = modulate_all(inputs, spec)
-    outputs, rgb = stack_layers(inputs, spec, mods)
+    outputs, summands, rgb = stack_layers(inputs, spec, mods)
     rgb = _in_order_of(x, rgb)
     features = x.new_empty(0)
     if outputs and (want_features or save):
         features = _in_order_of(x, outputs[-1])
     activations, flat_mods = x.new_empty(0), x.new_empty(0)
     if save:
-        activations = empty_activations(x, spec.widths, batch, pixels)
+        activations = empty_activations(x, spec.widths, batch, pixels, spec.blocks)
         for layer in range(spec.depth - 1):
             activation(activations, spec.widths, batch, pixels, layer).copy_(outputs[layer])
+        for block, y in enumerate(summands):
+            summand(activations, spec.widths, batch, pixels, spec.blocks, block).copy_(y)
         packing = spec.packing(batch)
         flat_mods = x.new_zeros(packing.mod_numel)
         for matrix, m in zip(packing.matrices, mods):
@@ -315,8 +286,10 @@ def backward(
     packing = spec.packing(batch)
     outputs = [activation(saved.activations, spec.widths, batch, pixels, i) for i in range(spec.depth - 1)]
     outputs += [saved.features] if spec.depth else []
+    sizes = (spec.widths, batch, pixels, spec.blocks)
+    summands = [summand(saved.activations, *sizes, block) for block in range(len(spec.blocks))]
     mods = [packing.mod(saved.mods, matrix) for matrix in packing.matrices]
-    grads = stack_gradients(grad_features, grad_rgb, inputs, spec, outputs, mods)
+    grads = stack_gradients(grad_features, grad_rgb, inputs, spec, outputs, mods, summands)
     return grads if grads.x is None else grads._replace(x=_in_order_of(inputs.x, grads.x))
 
 
@@ -326,42 +299,11 @@ def differentiable_backward(
     """The backward as a differentiable function of its inputs, layers' outputs recomputed: the second order of every
     backend differentiates this."""
     mods = modulate_all(inputs, spec)
-    outputs, _ = stack_layers(inputs, spec, mods)
-    return stack_gradients(grad_features, grad_rgb, inputs, spec, outputs, mods)
+    outputs, summands, _ = stack_layers(inputs, spec, mods)
+    return stack_gradients(grad_features, grad_rgb, inputs, spec, outputs, mods, summands)
 
 
 # --- the public signatures, served by plain autograd ----------------------------------------------------------------
-
-
-def modfc_per_pixel(
-    x: Tensor,
-    weight: Tensor,
-    style: Tensor,
-    bias: Tensor | None,
-    noise: Tensor | None,
-    noise_strength: Tensor | None,
-    *,
-    demodulate: bool,
-    negative_slope: float,
-    gain: float,
-    eps: float,
-) -> Tensor:
-    """A layer whose style varies by pixel: `y = d * (c W (s * x))`, `d_pi = 1 / sqrt(sum_j (c W_ij s_pj)^2 + eps)`.
-
-    Shapes: `x` `[B, P, I]`, `weight` `[O, I]`, `style` `[B, P, I]`, `noise` `[B, P]` -> `[B, P, O]`.
-    """
-    wide = accumulation_dtype(x.dtype)
-    w = weight.to(wide) / math.sqrt(weight.shape[1])
-    y = torch.matmul((style.to(wide) * x.to(wide)).to(x.dtype), w.to(x.dtype).mT)
-    if demodulate:
-        norm = torch.matmul(style.to(wide).square(), w.square().mT)
-        y = y * torch.rsqrt(norm + eps).to(x.dtype)
-    if noise is not None:
-        strength = noise if noise_strength is None else noise_strength * noise
-        y = y + strength.to(x.dtype)[:, :, None]
-    if bias is not None:
-        y = y + bias.to(x.dtype)
-    return leaky_relu(y, negative_slope, gain)
 
 
 def modfc_stack(x: Tensor, *args: Sequence, layout: str | None = None, skip: Tensor | None = None, **options) -> tuple[Tensor | None, Tensor | None]:
@@ -369,7 +311,7 @@ def modfc_stack(x: Tensor, *args: Sequence, layout: str | None = None, skip: Ten
     first = args[0][0] if len(args[0]) else args[4][0]
     x, name = as_compute(x), infer_layout(x, first.shape[1], layout)
     inputs, spec = stack_call(to_pixels(x, name), *args, skip=skip_to_pixels(skip, name, x), **options)
-    outputs, rgb = stack_layers(inputs, spec, modulate_all(inputs, spec))
+    outputs, _, rgb = stack_layers(inputs, spec, modulate_all(inputs, spec))
     features = from_pixels(outputs[-1], name, x) if outputs else None
     return features, from_pixels(rgb, name, x) if spec.rgb_after else None
 
@@ -407,7 +349,7 @@ def modfc(
         pixels, [weight], [style], [bias], [noise_strength],
         noise=noise, coords=coords, first_layer=layer, single=True, **options,
     )  # fmt: skip
-    outputs, _ = stack_layers(inputs, spec, modulate_all(inputs, spec))
+    outputs = stack_layers(inputs, spec, modulate_all(inputs, spec)).outputs
     return from_pixels(outputs[-1], name, x)
 
 
@@ -424,4 +366,4 @@ def to_rgb(
     x, name = as_compute(x), infer_layout(x, weight.shape[1], layout)
     pixel_skip = skip_to_pixels(skip, name, x)
     inputs, spec = stack_call(to_pixels(x, name), [], [], [], [], [weight], [style], [bias], [-1], pixel_skip, single=True)
-    return from_pixels(stack_layers(inputs, spec, modulate_all(inputs, spec))[1], name, x)
+    return from_pixels(stack_layers(inputs, spec, modulate_all(inputs, spec)).rgb, name, x)

@@ -6,6 +6,7 @@ layer -1, the input.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 from .packing import Packing, pack
+
+SQRT_HALF = math.sqrt(0.5)
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,9 @@ class StackSpec:
         gain: factor after the activation.
         eps: added to the squared norm.
         first_layer: number of layer 0 in the noise's counter.
+        blocks: (first, last) layer of each residual block, in order and apart: the block's output, which the next layer
+            and the ToRGBs after `last` read, is `(y_last + skip(x_first)) / sqrt(2)`. The skip is the identity where both
+            are as wide, otherwise a matrix among the weights.
     """
 
     widths: tuple[int, ...]
@@ -38,6 +44,7 @@ class StackSpec:
     gain: float = 2**0.5
     eps: float = 1e-8
     first_layer: int = 0
+    blocks: tuple[tuple[int, int], ...] = ()
 
     @property
     def depth(self) -> int:
@@ -46,11 +53,33 @@ class StackSpec:
 
     def packing(self, batch: int) -> Packing:
         """Offsets of every matrix for `batch` images."""
-        return pack(self.widths, self.rgb_after, self.rgb_channels, self.demodulate, batch)
+        return pack(self.widths, self.rgb_after, self.rgb_channels, self.demodulate, batch, self.blocks)
 
     def rgbs_after(self, layer: int) -> list[int]:
         """Indices of the ToRGBs that read after `layer`."""
         return [k for k, after in enumerate(self.rgb_after) if after == layer]
+
+    def block_from(self, layer: int) -> int | None:
+        """Index of the residual block that begins with `layer`, or None."""
+        return next((k for k, (first, _) in enumerate(self.blocks) if first == layer), None)
+
+    def block_to(self, layer: int) -> int | None:
+        """Index of the residual block that ends with `layer`, or None."""
+        return next((k for k, (_, last) in enumerate(self.blocks) if last == layer), None)
+
+    def gain_of(self, layer: int) -> float:
+        """`gain`, and a block's `1 / sqrt(2)` with it for its last layer: `g lrelu` of any positive g is a gain too."""
+        return self.gain if self.block_to(layer) is None else self.gain * SQRT_HALF
+
+    def output_buffers(self) -> list[int]:
+        """For each layer the number of the buffer that its output may lie in, where nothing is kept: not the one that it
+        reads, nor the one that holds the input of a block that goes on. Two are enough without blocks, three with them."""
+        buffers: list[int] = []
+        for layer in range(self.depth):
+            held = [first for first, last in self.blocks if first < layer <= last]
+            busy = {buffers[source - 1] for source in (layer, *held) if source > 0}
+            buffers.append(min({0, 1, 2} - busy))
+        return buffers
 
 
 class StackInputs(NamedTuple):
@@ -58,7 +87,7 @@ class StackInputs(NamedTuple):
 
     Attributes:
         x: `[B or 1, P, I_0]`, any strides; batch 1 is shared by all images.
-        weights: flat, see packing.
+        weights: flat, see packing; skips of residual blocks come last.
         styles: `[B, S]`.
         biases: flat.
         noise_strengths: `[L]`.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -114,6 +114,8 @@ class StackCase:
         rgb_after: layer after which each ToRGB reads.
         skip: `[B, P, C]` or None.
         noise: `[L, B, P]`, a seed, or None.
+        blocks: (first, last) layer of each residual block.
+        skip_weights: the matrices of the blocks whose skip is not the identity, in order.
     """
 
     x: Tensor
@@ -127,16 +129,18 @@ class StackCase:
     rgb_after: Sequence[int]
     skip: Tensor | None
     noise: Tensor | int | None
+    blocks: tuple[tuple[int, int], ...] = ()
+    skip_weights: list[Tensor] = field(default_factory=list)
 
     def map(self, change: Callable[[str, Tensor], Tensor]) -> StackCase:
         """The case with `change(field name, tensor)` in place of every tensor."""
         new: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for place in fields(self):
+            value = getattr(self, place.name)
             if isinstance(value, Tensor):
-                new[field.name] = change(field.name, value)
+                new[place.name] = change(place.name, value)
             elif isinstance(value, list):
-                new[field.name] = [change(field.name, tensor) for tensor in value]
+                new[place.name] = [change(place.name, tensor) for tensor in value]
         return replace(self, **new)
 
     def leaves(self, requires_grad: bool = True) -> StackCase:
@@ -157,12 +161,12 @@ class StackCase:
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by name, lists as `weights[0]`, ..."""
         named: dict[str, Tensor] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for place in fields(self):
+            value = getattr(self, place.name)
             if isinstance(value, Tensor):
-                named[field.name] = value
+                named[place.name] = value
             elif isinstance(value, list):
-                named.update({f"{field.name}[{k}]": tensor for k, tensor in enumerate(value)})
+                named.update({f"{place.name}[{k}]": tensor for k, tensor in enumerate(value)})
         return named
 
     def call(self, function: Callable[..., Any], **options: Any) -> Any:
@@ -170,6 +174,10 @@ class StackCase:
         groups = (self.weights, self.styles, self.biases, self.noise_strengths)
         rgbs = (self.rgb_weights, self.rgb_styles, self.rgb_biases, self.rgb_after)
         options = {"layout": "bpc", "skip": self.skip, "noise": self.noise, **options}
+        if self.blocks:
+            widths, rest = [self.x.shape[2], *(weight.shape[0] for weight in self.weights)], iter(self.skip_weights)
+            skips = [None if widths[first] == widths[last + 1] else next(rest) for first, last in self.blocks]
+            options = {"blocks": self.blocks, "skip_weights": skips, **options}
         return function(self.x, *groups, *rgbs, **options)
 
 
@@ -183,6 +191,7 @@ def random_stack(
     shared: bool = False,
     skip: bool = False,
     noise: str | int | None = "given",
+    blocks: Sequence[tuple[int, int]] = (),
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     seed: int = 0,
@@ -196,6 +205,7 @@ def random_stack(
         shared: `x` has batch 1.
         skip: with a skip.
         noise: "given" for a tensor, or what `modfc_stack` takes.
+        blocks: (first, last) layer of each residual block.
         dtype: of `x`; the rest is float32 (float64 with float64).
         device: where the case lies; the numbers are drawn on the CPU, the same for all devices.
         seed: of the numbers.
@@ -219,5 +229,7 @@ def random_stack(
         tuple(rgb_after),
         draw(batch, pixels, channels) if skip else None,
         draw(len(outs), batch, pixels) if isinstance(noise, str) else noise,
+        tuple(blocks),
+        [draw(o, i) for i, o in ((widths[first], widths[last + 1]) for first, last in blocks) if i != o],
     )
     return case.cast(dtype).to(device)

@@ -26,6 +26,11 @@ STACKS = [  # widths, rgb_after
     ((64, 48, 48), (1,)),
     ((40,), (-1,)),
 ]
+BLOCKS = [  # widths, rgb_after, blocks
+    ((12, 12, 12), (1,), ((0, 1),)),
+    ((16, 33, 24, 33, 8, 8, 8), (1, 2, 5), ((1, 2), (3, 4), (5, 5))),
+    ((20, 17, 9, 9, 9), (0, 2), ((0, 1), (2, 3))),
+]
 EVERYTHING = Needs(x=True, weights=True, biases=True, noise=True)
 
 
@@ -39,9 +44,7 @@ def stack_of(case: StackCase, channel_major: bool = False, **spec_options) -> tu
     """The call that a backend serves; `channel_major` lays `x` out as `[B, C, P]` in memory."""
     if channel_major:
         case = replace(case, x=case.x.transpose(1, 2).contiguous().transpose(1, 2))
-    groups = (case.weights, case.styles, case.biases, case.noise_strengths)
-    rgbs = (case.rgb_weights, case.rgb_styles, case.rgb_biases, case.rgb_after)
-    inputs, spec = stack_call(case.x, *groups, *rgbs, case.skip, noise=case.noise)
+    inputs, spec = case.call(lambda x, *groups, layout, **options: stack_call(x, *groups, **options))
     return inputs, replace(spec, **spec_options)
 
 
@@ -92,6 +95,15 @@ def saved_output(inputs: StackInputs, spec: StackSpec, saved: StackSaved, layer:
     return kept
 
 
+def saved_summand(module, inputs: StackInputs, spec: StackSpec, saved: StackSaved, block: int) -> Tensor:
+    """What a block's last layer gave before the addition: of the cpu backend only the sign is promised."""
+    sizes = (spec.widths, inputs.batch, inputs.pixels, spec.blocks)
+    kept = packing.summand(saved.activations, *sizes, block)
+    if module is cpu and is_channel_major(inputs.x):
+        return kept.reshape(kept.shape[0], kept.shape[2], kept.shape[1]).transpose(1, 2)
+    return kept
+
+
 def random_grads(case: StackCase, dtype: torch.dtype, seed: int = 5) -> tuple[Tensor | None, Tensor | None]:
     """dL/dfeatures in `dtype` and dL/drgb in float32 (float64)."""
     generator = torch.Generator().manual_seed(seed)
@@ -121,6 +133,7 @@ def run_backward(
         outputs = [packing.activation(flat, *sizes, layer) for layer in range(spec.depth - 1)] + [
             saved.features
         ]
+    summands = [saved_summand(module, inputs, spec, saved, block).double() for block in range(len(spec.blocks))]
     wide, _ = stack_of(case.cast(torch.float64), channel_major, **options)
     exact = reference.stack_gradients(
         *(None if g is None else g.double() for g in grads),
@@ -128,6 +141,7 @@ def run_backward(
         spec,
         [output.double() for output in outputs[: spec.depth]],
         reference.modulate_all(wide, spec),
+        summands,
     )
     return inputs, got, exact
 

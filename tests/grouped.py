@@ -52,6 +52,12 @@ def to_rgb(x: Tensor, weight: Tensor, style: Tensor, bias: Tensor | None, skip: 
     return out if skip is None else out + skip
 
 
+def residual(y: Tensor, x: Tensor, weight: Tensor | None) -> Tensor:
+    """The published residual block's sum on planes: a 1x1 convolution of equalised learning rate, or nothing, on `x`."""
+    skip = x if weight is None else F.conv2d(x, weight[:, :, None, None] * (1 / math.sqrt(weight.shape[1])))
+    return (y + skip) / math.sqrt(2)
+
+
 def planes(x: Tensor, height: int, width: int) -> Tensor:
     """`[B, P, C]` as `[B, C, H, W]`."""
     return x.permute(0, 2, 1).reshape(x.shape[0], x.shape[2], height, width)
@@ -80,6 +86,8 @@ def stack(
     negative_slope: float = 0.2,
     gain: float = math.sqrt(2.0),
     eps: float = 1e-8,
+    blocks: tuple[tuple[int, int], ...] = (),
+    skip_weights: list[Tensor | None] = (),
 ) -> tuple[Tensor | None, Tensor | None]:
     """A whole stack with the arguments of `functional.modfc_stack`: `x` and `skip` pixel-major, noise given `[L, B, P]`."""
     assert layout == "bpc"
@@ -87,13 +95,18 @@ def stack(
     height, width = 1, x.shape[1]
     x = planes(x.expand(batch, -1, -1), height, width)
     rgb = None if skip is None else planes(skip, height, width)
+    entered = None
     for layer in range(-1, len(weights)):
         if layer >= 0:
             n = None if noise is None else noise[layer].view(batch, 1, height, width)
+            entered = x if layer in [first for first, _ in blocks] else entered
             x = styled_conv(
                 x, weights[layer], styles[layer], biases[layer], n, noise_strengths[layer],
                 demodulate=demodulate, negative_slope=negative_slope, gain=gain, eps=eps,
             )  # fmt: skip
+            for (_, last), weight in zip(blocks, skip_weights or [None] * len(blocks)):
+                if last == layer:
+                    x = residual(x, entered, weight)
         for k, after in enumerate(rgb_after):
             if after == layer:
                 rgb = to_rgb(x, rgb_weights[k], rgb_styles[k], rgb_biases[k], rgb)

@@ -12,6 +12,7 @@ from torch.library import opcheck
 
 from cips_kernels import FusedModFC, FusedModFCStack, functional, ops, reference
 from cips_kernels.arguments import stack_call
+from cips_kernels.spec import StackInputs
 from cips_kernels.testing import (
     StackCase,
     assert_close_as_eager,
@@ -21,6 +22,7 @@ from cips_kernels.testing import (
 )
 
 BACKENDS = ["reference", "cpu"]
+TENSORS = len(StackInputs._fields)
 CASES = {
     "three-layers": dict(widths=(6, 5, 7, 4), rgb_after=(0, 2), skip=True),
     "seed": dict(widths=(4, 5, 4), rgb_after=(1,), noise=123),
@@ -28,6 +30,7 @@ CASES = {
     "shared-input": dict(widths=(4, 6, 3), rgb_after=(1,), shared=True, batch=3),
     "one-rgb": dict(widths=(4,), rgb_after=(-1,), skip=True, noise=None),
     "one-layer": dict(widths=(4, 3)),
+    "blocks": dict(widths=(5, 6, 4, 6, 4), rgb_after=(0, 2, 3), blocks=((0, 1), (2, 3)), skip=True),
 }
 
 
@@ -36,7 +39,8 @@ def stack_arguments(case: StackCase, backend: str, save: bool = True) -> tuple:
     inputs, spec = case.call(lambda x, *a, layout, **k: stack_call(x, *a, **k))
     leaves = [t if t is None else t.detach().requires_grad_(save and t.is_floating_point()) for t in inputs]
     values = [list(spec.widths), list(spec.rgb_after), spec.rgb_channels, spec.demodulate]
-    return *leaves, *values, spec.negative_slope, spec.gain, spec.eps, spec.first_layer, True, save, backend
+    values += [spec.negative_slope, spec.gain, spec.eps, spec.first_layer]
+    return *leaves, *values, [layer for block in spec.blocks for layer in block], True, save, backend
 
 
 def channel_major(case: StackCase) -> StackCase:
@@ -78,7 +82,7 @@ def test_opcheck_stack_backward(needs, backend):
     features, rgb, activations, mods = torch.ops.cips_kernels.modfc_stack(*args)
     sent = [torch.randn_like(out).requires_grad_() for out in (features, rgb)]
     saved = [t.detach() for t in (features, activations, mods)]
-    arguments = (*sent, *args[:9], *saved, *args[9:17], list(needs), backend)
+    arguments = (*sent, *args[:TENSORS], *saved, *args[TENSORS:-3], list(needs), backend)
     opcheck(torch.ops.cips_kernels.modfc_stack_backward.default, arguments)
 
 
@@ -272,9 +276,9 @@ def test_operator_returns_empty_tensors_for_unwanted_gradients(backend):
             out = torch.ops.cips_kernels.modfc_stack_backward(
                 torch.ones_like(features),
                 torch.ones_like(rgb),
-                *args[:9],
+                *args[:TENSORS],
                 *saved,
-                *args[9:17],
+                *args[TENSORS:-3],
                 needs,
                 backend,
             )

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.library import opcheck
 
-from cips_kernels import FusedModFC, FusedModFCStack, functional, reference
+from cips_kernels import FusedModFC, FusedModFCStack, functional, ops, reference
 from cips_kernels.arguments import stack_call
+from cips_kernels.spec import StackInputs
 from cips_kernels.testing import (
     StackCase,
     assert_close_as_eager,
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.gpu
 DEVICE = torch.device("cuda", 0)
 # matrices and activations fill their places, so that no gap is left uninitialised in what opcheck compares
 WIDTHS, BATCH, PIXELS = (64, 128, 64), 2, 64
+TENSORS = len(StackInputs._fields)
 
 
 @pytest.fixture(params=["triton", "cuda"])
@@ -53,8 +55,7 @@ def stack_arguments(case: StackCase, backend: str, save: bool = True) -> tuple:
     """The arguments of the operator `modfc_stack`, as leaves."""
     inputs, spec = case.call(lambda x, *a, layout, **k: stack_call(x, *a, **k))
     leaves = [t if t is None else t.detach().requires_grad_(save and t.is_floating_point()) for t in inputs]
-    values = [list(spec.widths), list(spec.rgb_after), spec.rgb_channels, spec.demodulate]
-    return *leaves, *values, spec.negative_slope, spec.gain, spec.eps, spec.first_layer, True, save, backend
+    return *leaves, *ops._spec_values(spec), True, save, backend
 
 
 def run(case: StackCase, function: Callable, **options) -> dict[str, Tensor]:
@@ -83,7 +84,9 @@ def check(values: dict[str, Tensor], case: StackCase) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"noise": 7}, {"shared": True}, {"noise": None, "skip": False}], ids=str
+    "options",
+    [{}, {"noise": 7}, {"shared": True}, {"noise": None, "skip": False}, {"blocks": ((0, 0), (1, 1))}],
+    ids=str,
 )
 def test_opcheck_stack(backend, options):
     opcheck(torch.ops.cips_kernels.modfc_stack.default, stack_arguments(make(**options), backend))
@@ -98,7 +101,7 @@ def test_opcheck_stack_backward(backend):
     args = stack_arguments(make(), backend)
     features, rgb, activations, mods = (t.detach() for t in torch.ops.cips_kernels.modfc_stack(*args))
     sent = [torch.randn_like(out).requires_grad_() for out in (features, rgb)]
-    arguments = (*sent, *args[:9], features, activations, mods, *args[9:17], [True] * 4, backend)
+    arguments = (*sent, *args[:TENSORS], features, activations, mods, *args[TENSORS:-3], [True] * 4, backend)
     opcheck(torch.ops.cips_kernels.modfc_stack_backward.default, arguments)
 
 

@@ -25,6 +25,9 @@ CASES = {
     "one-rgb": dict(widths=(4,), rgb_after=(-1,), skip=True),
     "two-rgbs-on-a-layer": dict(widths=(3, 5), rgb_after=(-1, 0, 0)),
     "shared-input": dict(widths=(4, 6, 3), rgb_after=(1,), shared=True, batch=3),
+    # widths kept and changed, a block on the input, one of one layer, one in the middle of which a ToRGB reads
+    "blocks": dict(widths=(5, 4, 5, 6, 3, 3), rgb_after=(-1, 1, 2, 4), blocks=((0, 1), (2, 3), (4, 4)), skip=True),
+    "block-of-shared-input": dict(widths=(4, 6, 3, 3), rgb_after=(2,), blocks=((0, 1),), shared=True, batch=3),
 }
 OPTIONS = {
     "defaults": {},
@@ -98,7 +101,7 @@ def test_written_out_backward_equals_autograd_of_grouped_convolution(name, optio
         return flatten(parts, torch.float64, dim)
 
     close("x", grads.x, want["x"])
-    close("weights", grads.weights, together("weights", "rgb_weights"))
+    close("weights", grads.weights, together("weights", "rgb_weights", "skip_weights"))
     close("styles", grads.styles, together("styles", "rgb_styles", dim=1))
     close("biases", grads.biases, together("biases", "rgb_biases"))
     if spec.depth:
@@ -261,9 +264,11 @@ def test_to_rgb_passes_gradcheck():
     assert gradcheck(rgb, leaves) and gradgradcheck(rgb, leaves)
 
 
+@pytest.mark.parametrize("blocks", [(), ((0, 0), (1, 2))], ids=["plain", "blocks"])
 @pytest.mark.parametrize("shared", [False, True])
-def test_stack_passes_gradcheck(shared):
-    case = random_stack((3, 4, 2), (0, 1), pixels=3, skip=True, shared=shared, dtype=torch.float64).leaves()
+def test_stack_passes_gradcheck(shared, blocks):
+    widths = (3, 4, 2) if not blocks else (3, 2, 2, 2)
+    case = random_stack(widths, (0, 1), pixels=3, skip=True, shared=shared, blocks=blocks, dtype=torch.float64).leaves()
     names = list(case.tensors())
 
     def stack(*leaves):
@@ -274,8 +279,10 @@ def test_stack_passes_gradcheck(shared):
     assert gradcheck(stack, leaves) and gradgradcheck(stack, leaves)
 
 
-def test_written_out_backward_passes_gradcheck():
-    case = random_stack((3, 4, 2), (0, 1), pixels=3, skip=True, dtype=torch.float64).leaves()
+@pytest.mark.parametrize("blocks", [(), ((0, 0), (1, 2))], ids=["plain", "blocks"])
+def test_written_out_backward_passes_gradcheck(blocks):
+    widths = (3, 4, 2) if not blocks else (3, 2, 2, 2)
+    case = random_stack(widths, (0, 1), pixels=3, skip=True, blocks=blocks, dtype=torch.float64).leaves()
     names = list(case.tensors())
 
     def backward(grad_features, grad_rgb, *leaves):

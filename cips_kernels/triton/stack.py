@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from ..packing import activation, empty_activations
-from ..spec import Needs, StackGrads, StackInputs, StackSaved, StackSpec, empty_like_layout
-from . import layers, modulation
+from ..packing import Skip, activation, empty_activations, summand
+from ..spec import SQRT_HALF, Needs, StackGrads, StackInputs, StackSaved, StackSpec, empty_like_layout
+from . import layers, modulation, residual
 from .modulation import modulate, modulate_backward
 
 __all__ = ["backward", "forward", "modulate", "modulate_backward"]
@@ -25,6 +26,19 @@ def _rgb_matrix(spec: StackSpec, layer: int, mods: list[Tensor]) -> Tensor | Non
     if len(matrices) < 2:
         return matrices[0] if matrices else None
     return torch.stack(matrices).sum(0)
+
+
+def _skip_weight(inputs: StackInputs, spec: StackSpec, block: int) -> Tensor | None:
+    """`[O, I]` of a residual block's skip, None where it is the identity."""
+    packing = spec.packing(inputs.batch)
+    skip = packing.skips[block]
+    return None if skip is None else packing.weight(inputs.weights, skip)
+
+
+def _summands(flat: Tensor, inputs: StackInputs, spec: StackSpec) -> list[Tensor]:
+    """What each block's last layer gave before the addition, `[B, P, O]`, over `sqrt(2)`: only its sign is read."""
+    sizes = (spec.widths, inputs.batch, inputs.pixels, spec.blocks)
+    return [summand(flat, *sizes, block) for block in range(len(spec.blocks))]
 
 
 def _last_needed(spec: StackSpec, keep: bool) -> int:
@@ -54,12 +68,16 @@ def _run_layers(
     outputs: list[Tensor | None],
     rgb: Tensor,
     first_pixel: int,
+    summands: list[Tensor] | None = None,
 ) -> None:
-    """Every layer of one chunk of pixels; `outputs[l]` is where layer l goes, None where nothing reads it again."""
+    """Every layer of one chunk of pixels; `outputs[l]` is where layer l goes, None where nothing reads it again.
+    `summands` are kept for the backward; without it a block's output takes the memory of its last layer's."""
     packing, batch, pixels = spec.packing(inputs.batch), inputs.batch, inputs.pixels
     noise = layers.noise_values(inputs, spec, first_pixel)
     readers = sorted(set(spec.rgb_after))
-    counts = [layers.shares(spec, layer, inputs.x) for layer in readers]
+    ends = {last: block for block, (_, last) in enumerate(spec.blocks)}
+    at_end = replace(spec, gain=spec.gain * SQRT_HALF) if ends else spec
+    counts = [1 if layer in ends else layers.shares(spec, layer, inputs.x) for layer in readers]
     shape = (sum(counts), batch, pixels, spec.rgb_channels)
     every = torch.empty(shape, dtype=torch.float32, device=rgb.device)
     shares = dict(zip(readers, every.split(counts)))
@@ -67,17 +85,25 @@ def _run_layers(
     if -1 in shares:
         layers.rgb_forward(x, _rgb_matrix(spec, -1, mods), shares[-1][0])
     for layer, out in enumerate(outputs):
+        block = ends.get(layer)
         layers.layer_forward(
             x,
             mods[layer],
             packing.bias(inputs.biases, packing.layers[layer]),
             inputs.noise_strengths[layer],
             None if noise is None else noise[layer],
-            out,
-            _rgb_matrix(spec, layer, mods),
-            shares.get(layer),
-            spec,
+            out if block is None or summands is None else summands[block],
+            _rgb_matrix(spec, layer, mods) if block is None else None,
+            shares.get(layer) if block is None else None,
+            spec if block is None else at_end,
         )
+        if block is not None:
+            first = spec.blocks[block][0]
+            source = outputs[first - 1] if first else inputs.x
+            y = out if summands is None else summands[block]
+            residual.add_skip(y, source, _skip_weight(inputs, spec, block), packing.skips[block], out)
+            if layer in shares:
+                layers.rgb_forward(out, _rgb_matrix(spec, layer, mods), shares[layer][0])
         x = out
     if readers:
         biases = inputs.biases.narrow(0, packing.rgbs[0].bias_offset, len(spec.rgb_after) * spec.rgb_channels)
@@ -96,19 +122,27 @@ def forward(
     keep = spec.depth > 0 and (want_features or save)
     features = empty_like_layout(x, batch, spec.widths[-1], x.dtype) if keep else x.new_empty(0)
     if save:
-        activations = empty_activations(x, spec.widths, batch, pixels)
+        activations = empty_activations(x, spec.widths, batch, pixels, spec.blocks)
         outputs = [activation(activations, spec.widths, batch, pixels, i) for i in range(spec.depth - 1)]
-        _run_layers(inputs, spec, mods, [*outputs, features] if spec.depth else [], rgb, 0)
+        outputs = [*outputs, features] if spec.depth else []
+        _run_layers(inputs, spec, mods, outputs, rgb, 0, _summands(activations, inputs, spec))
         return features, rgb, StackSaved(features, activations, flat_mods)
     count = max(1, _CHUNK_ROWS // batch)
-    scratch = [x.new_empty(batch * min(count, pixels) * max(spec.widths[1:-1], default=0)) for _ in range(2)]
+    # the output of a block that ends the stack has to be somewhere, though nothing but a ToRGB reads it
+    kept_in_scratch = spec.widths[1:] if spec.block_to(spec.depth - 1) is not None and not keep else spec.widths[1:-1]
+    numbers = spec.output_buffers()
+    scratch = [
+        x.new_empty(batch * min(count, pixels) * max(kept_in_scratch, default=0))
+        for _ in range(max(numbers, default=0) + 1)
+    ]
     for first in range(0, pixels, count):
         size = min(count, pixels - first)
         outputs = [
-            scratch[i % 2].narrow(0, 0, batch * size * width).view(batch, size, width)
-            for i, width in enumerate(spec.widths[1:-1])
+            scratch[numbers[i]].narrow(0, 0, batch * size * width).view(batch, size, width)
+            for i, width in enumerate(kept_in_scratch)
         ]
-        outputs += [features.narrow(1, first, size) if keep else None] if spec.depth else []
+        if spec.depth > len(outputs):
+            outputs.append(features.narrow(1, first, size) if keep else None)
         outputs = outputs[: _last_needed(spec, keep)]
         _run_layers(_chunk(inputs, first, size), spec, mods, outputs, rgb.narrow(1, first, size), first)
     return features, rgb, StackSaved(features, x.new_empty(0), x.new_empty(0))
@@ -125,6 +159,10 @@ class _Backward:
         self.strengths = torch.zeros(spec.depth, **options)
         # what no layer reaches (a ToRGB without a gradient, padding) stays zero
         self.grad_mods = torch.zeros(self.packing.mod_numel, **options) if needs.weights else None
+        self.summands: list[Tensor] = []
+        self.grad_skips: dict[Skip, Tensor] = {}
+        self.at_end = replace(spec, gain=spec.gain * SQRT_HALF) if spec.blocks else spec
+        self.block_grad: Tensor | None = None  # that of the output of the block that the chain is in
         given = inputs.noise
         self.noise = layers.noise_values(inputs, spec, 0) if needs.noise else None
         self.grad_noise = None if given is None else torch.empty(given.shape, dtype=torch.float32, device=given.device)
@@ -145,6 +183,26 @@ class _Backward:
                 strength = self.inputs.noise_strengths[layer]
                 torch.sum(layers.noise_grads(parts.rows, strength, self.noise[layer], grad), 0, out=self.strengths[layer])
         self.rgb_wgrad(act, layer)
+
+    def skip(self, block: int) -> tuple[Tensor | None, Skip | None]:
+        """A block's matrix and where it lies, None for both where the skip is the identity."""
+        return _skip_weight(self.inputs, self.spec, block), self.packing.skips[block]
+
+    def activate(self, h: Tensor, act: Tensor, layer: int) -> tuple[Tensor, layers.Parts | None]:
+        """`u` of `layer` and its parts, from the gradient `h` of what is read after it, `act`: its output, or its block's."""
+        block = self.spec.block_to(layer)
+        if block is None:
+            return layers.head(h, act, None, None, self.wants_parts, self.spec)
+        self.block_grad = h
+        return layers.head(h, self.summands[block], None, None, self.wants_parts, self.at_end)
+
+    def leave_block(self, h: Tensor | None, x: Tensor, block: int) -> None:
+        """Add the skip's share to the gradient `h` of a block's input `x`, where it is wanted; and its matrix's gradient."""
+        weight, skip = self.skip(block)
+        if h is not None:
+            residual.add_skip_grad(h, self.block_grad, weight, skip)
+        if self.needs.weights and skip is not None:
+            self.grad_skips[skip] = residual.skip_wgrad(self.block_grad, x, skip)
 
     def rgb_wgrad(self, act: Tensor, layer: int) -> None:
         """N of the ToRGBs that read after `layer`: the same for each."""
@@ -173,17 +231,29 @@ def backward(
     mods = [packing.mod(saved.mods, matrix) for matrix in packing.matrices]
     drgb = grad_rgb.contiguous() if grad_rgb is not None and spec.rgb_after else None
     state = _Backward(inputs, spec, needs, mods, drgb)
+    state.summands = _summands(saved.activations, inputs, spec)
     acts = [activation(saved.activations, spec.widths, batch, pixels, i) for i in range(spec.depth - 1)]
     u = None
     if spec.depth:
         last = spec.depth - 1
         rgb_m = state.rgb_matrix(last)
-        u, parts = layers.head(grad_features, saved.features, drgb, rgb_m, state.wants_parts, spec)
+        if spec.block_to(last) is None:
+            u, parts = layers.head(grad_features, saved.features, drgb, rgb_m, state.wants_parts, spec)
+        else:
+            h = residual.output_grad(None, None, drgb, rgb_m, grad_features, saved.features)
+            u, parts = state.activate(h, saved.features, last)
         state.collect(saved.features, parts, last)
     for layer in range(spec.depth - 1, 0, -1):
         act = acts[layer - 1]
         state.wgrad(u, act, layer)
-        u, parts = layers.layer_dgrad(u, mods[layer], act, drgb, state.rgb_matrix(layer - 1), state.wants_parts, spec)
+        rgb_m, begins = state.rgb_matrix(layer - 1), spec.block_from(layer)
+        if begins is None and spec.block_to(layer - 1) is None:
+            u, parts = layers.layer_dgrad(u, mods[layer], act, drgb, rgb_m, state.wants_parts, spec)
+        else:
+            h = residual.output_grad(u, mods[layer], drgb, rgb_m, None, act)
+            if begins is not None:
+                state.leave_block(h, act, begins)
+            u, parts = state.activate(h, act, layer - 1)
         state.collect(act, parts, layer - 1)
     if u is not None:
         state.wgrad(u, x, 0)
@@ -197,6 +267,9 @@ def backward(
             grad_x.zero_()
         else:
             layers.input_dgrad(u, mods[0] if u is not None else None, drgb, direct, grad_x, batch)
+    begins = spec.block_from(0)
+    if begins is not None:
+        state.leave_block(grad_x, x, begins)
     if drgb is not None:
         sums = drgb.sum((0, 1), dtype=torch.float32)
         for matrix in packing.rgbs:
@@ -206,4 +279,6 @@ def backward(
         grad_weights, grad_styles = modulation.modulate_backward(
             state.grad_mods, inputs.weights, inputs.styles, packing, spec.eps
         )
+        for skip, grad in state.grad_skips.items():
+            packing.weight(grad_weights, skip).copy_(grad)
     return StackGrads(grad_x, grad_weights, grad_styles, state.biases, state.strengths, state.grad_noise)
