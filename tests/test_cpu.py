@@ -214,9 +214,11 @@ def test_through_the_operator():
 
 @pytest.mark.parametrize("native", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_both_ways_to_compute_half_precision(monkeypatch, dtype, native):
+@pytest.mark.parametrize("blocks", [(), ((1, 2),)], ids=["plain", "block"])
+def test_both_ways_to_compute_half_precision(monkeypatch, blocks, dtype, native):
     monkeypatch.setattr(cpu_plan, "compute_dtype", lambda dtype: dtype if native else torch.float32)
-    case = random_stack((16, 24, 24, 12), (0, 2), batch=2, pixels=2 * TILE + 3, skip=True, dtype=dtype)
+    options = dict(batch=2, pixels=2 * TILE + 3, skip=True, blocks=blocks, dtype=dtype)
+    case = random_stack((16, 24, 24, 12), (0, 2), **options)
     check_forward(case, dtype)
     check_backward(case, dtype)
     if not native:  # one rounding, that of the features, and none within the tile

@@ -45,6 +45,32 @@ def official_mapping(g: Generator, z: torch.Tensor) -> torch.Tensor:
     return x
 
 
+def official_styled(layer, x, w, noise):
+    x = official_modulated(x, layer.weight, layer.affine, w, demodulate=True)
+    if noise is not None:
+        x = x + layer.noise_strength * noise[:, None]
+    return F.leaky_relu(x + layer.bias[:, None, None], 0.2) * math.sqrt(2)
+
+
+def official_residual(g: Generator, w: torch.Tensor, coords: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """CIPSres as published: a styled layer, blocks of two with a skip, one projection; coords `[B, H, W, 2]`."""
+    fourier, table = g.encoding.fourier, g.encoding.table.weight.permute(2, 0, 1)[None]
+    f = torch.sin(F.conv2d(coords.permute(0, 3, 1, 2), fourier.weight[:, :, None, None], fourier.bias))
+    e = F.grid_sample(table.expand(len(coords), -1, -1, -1), coords, padding_mode="border", align_corners=True)
+    layers = list(g.synthesis.layers)
+    x = official_styled(layers[0], torch.cat((f, e), 1), w, noise[0])
+    for block in range((len(layers) - 1) // 2):
+        entered = x
+        for number in (2 * block + 1, 2 * block + 2):
+            x = official_styled(layers[number], x, w, noise[number])
+        if x.shape[1] != entered.shape[1]:
+            skip = g.synthesis.skips[str(block)]
+            entered = F.conv2d(entered, skip[:, :, None, None] / math.sqrt(entered.shape[1]))
+        x = (x + entered) / math.sqrt(2)
+    (to_rgb,) = g.synthesis.to_rgbs
+    return official_modulated(x, to_rgb.weight, to_rgb.affine, w, demodulate=False) + to_rgb.bias[:, None, None]
+
+
 def official_modulated(x, weight, affine, w, demodulate):
     """A modulated 1x1 convolution with one group an image: x `[B, I, H, W]`, weight `[O, I]`."""
     batch, channels, height, width = x.shape
@@ -143,6 +169,47 @@ def test_parameters_of_the_paper():
     assert [count(to_rgb) for to_rgb in g.synthesis.to_rgbs] == 7 * [264_195]
     assert count(g) == 45_911_076
     assert presets["paper"].flops() == pytest.approx(551e9, rel=1e-3)
+
+
+def test_residual_images_and_gradients_are_those_of_the_official_formulas():
+    g = make(dataclasses.replace(TINY, residual=True), noise_strength=0.7).double()
+    assert g.config.blocks == ((1, 2), (3, 4)) and g.config.rgb_layers == (4,)
+    assert [tuple(skip.shape) for skip in g.synthesis.skips.values()] == [(8, 10), (6, 8)]
+    z, noise = torch.randn(3, 12, dtype=torch.float64), torch.randn(5, 3, 6, 5, dtype=torch.float64)
+    coords = grids.full(6, 5).double().expand(3, -1, -1, -1)
+    ours, theirs = g(z, noise=noise), official_residual(g, official_mapping(g, z), coords, noise)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert theirs.std() > 0.5
+    names, parameters = zip(*g.named_parameters())
+    sent = torch.randn_like(theirs)
+    pairs = zip(names, torch.autograd.grad(ours, parameters, sent), torch.autograd.grad(theirs, parameters, sent))
+    for name, a, b in pairs:
+        assert b.abs().max() > 0, name
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6 * b.abs().max().item(), msg=name)
+
+
+# CIPSres at 256 as published: 512 down to the sixth block, which goes to 256, and the seventh, which goes to 128
+OFFICIAL_RESIDUAL = (512,) * 11 + (256, 256, 128, 128)
+
+
+@pytest.mark.parametrize(
+    "config, parameters, skips",
+    [
+        (presets["residual"], 44_325_906, {}),
+        (GeneratorConfig(residual=True, widths=OFFICIAL_RESIDUAL), 43_027_858, {"5": (256, 512), "6": (128, 256)}),
+    ],
+    ids=["flat", "tapered"],
+)
+def test_parameters_of_the_residual_generators(config, parameters, skips):
+    with torch.device("meta"):
+        g = Generator(config)
+    assert sum(p.numel() for p in g.parameters()) == parameters
+    assert {name: tuple(skip.shape) for name, skip in g.synthesis.skips.items()} == skips
+    assert g.config.blocks == tuple((k, k + 1) for k in range(1, 15, 2)) and g.config.rgb_layers == (14,)
+    assert g.n_styles == 16
+    widths = (1024, *config.layer_widths)
+    products = sum(i * o for i, o in zip(widths, widths[1:])) + 3 * widths[-1] + sum(o * i for o, i in skips.values())
+    assert config.flops(1) == 2 * products
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
@@ -261,7 +328,7 @@ def test_one_encoding_serves_all_images(monkeypatch):
 def test_a_config_survives_json():
     import json
 
-    config = dataclasses.replace(TINY, rgb_after=(1, 4), table_size=(3, 4))
+    config = dataclasses.replace(TINY, rgb_after=(1, 4), table_size=(3, 4), residual=True)
     assert GeneratorConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert dataclasses.replace(TINY, size=8).size == (8, 8)
     with pytest.raises(ValueError, match="unknown fields colour"):
@@ -276,6 +343,8 @@ def test_a_config_survives_json():
         ({"widths": ()}, "widths"),
         ({"rgb_after": (5,)}, "rgb_after: expected layers from 0 to 4"),
         ({"mapping_layers": 1.5}, "mapping_layers"),
+        ({"residual": 1}, "residual: expected True or False, got 1"),
+        ({"residual": True, "widths": (8, 8)}, "residual: .* an odd number of layers, got 2"),
     ],
 )
 def test_config_errors(change, message):
@@ -316,5 +385,5 @@ def test_no_images_and_no_points():
 
 
 def test_unknown_preset():
-    with pytest.raises(ValueError, match="one of paper, small, got 'huge'"):
+    with pytest.raises(ValueError, match="one of paper, residual, small, got 'huge'"):
         Generator("huge")

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cips import UsageError, load_generator
+from cips import UsageError, load_generator, presets
 from cips.checkpoint import load_training, training_files
 from cips.training import DivergenceError, TrainConfig, train, trainer
 from cips.training.state import TrainingState
@@ -275,7 +275,7 @@ def test_refusals_before_the_first_step(folder, tmp_path):
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"r1": -1.0}, "r1"),
         ({"d_width": 0.0}, "d_width"),
-        ({"preset": "huge"}, "preset: expected auto, paper or small"),
+        ({"preset": "huge"}, "preset: expected auto, paper or residual or small"),
         ({"dtype": "int8"}, "dtype: expected auto, float32 or bfloat16"),
     ],
 )
@@ -302,3 +302,14 @@ def test_a_run_on_the_gpu_resumes(folder, tmp_path):
     result = train(config(folder, tmp_path, steps=6, resume="auto", **options), progress=False)
     assert result.step == 6 and [line["step"] for line in history(tmp_path)] == list(range(1, 7))
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("preset", presets)
+def test_every_preset_can_be_trained(preset):
+    options = TrainConfig(preset=preset, device="cpu").resolve()
+    assert options.batch >= 1 and options.generator_config().residual == (preset == "residual")
+
+
+def test_an_option_that_the_preset_forbids_is_named():
+    with pytest.raises(UsageError, match="residual: expected .* an odd number of layers, got 4"):
+        TrainConfig(preset="residual", device="cpu", n_layers=4).resolve().generator_config()

@@ -3,7 +3,8 @@ layers.
 
     w = mapping(z)        PixelNorm, 8 x EqualLinear with leaky ReLU
     e = [sin(B (x, y) + b), table(x, y)]
-    rgb = stack(e, w)     15 modulated fully-connected layers; every second one adds to the RGB sum
+    rgb = stack(e, w)     15 modulated fully-connected layers; every second one adds to the RGB sum, or, with
+                          residual blocks of two layers, the last alone
 
 (CIPS section 3 and supplement section 1.) The stack is `cips_kernels.FusedModFCStack`.
 """
@@ -45,7 +46,9 @@ class GeneratorConfig:
         n_layers: number of modulated layers.
         widths: channels of each modulated layer, instead of `width` and `n_layers`.
         rgb_after: layers (from 0) after which a ToRGB adds to the image; None: every second layer, the last
-            included.
+            included, or with `residual` the last alone.
+        residual: residual blocks of two layers behind the first layer (the official `CIPSres`), each `(conv2(
+            conv1(x)) + skip(x)) / sqrt(2)`; the number of layers is odd then.
     """
 
     size: tuple[int, int] = (256, 256)
@@ -60,6 +63,7 @@ class GeneratorConfig:
     n_layers: int = 15
     widths: tuple[int, ...] | None = None
     rgb_after: tuple[int, ...] | None = None
+    residual: bool = False
 
     def __post_init__(self) -> None:
         put = object.__setattr__  # the fields are frozen; lists, as JSON gives them, become tuples
@@ -88,6 +92,14 @@ class GeneratorConfig:
                     f"rgb_after: expected layers from 0 to {len(self.layer_widths) - 1}, got {self.rgb_after}"
                 )
 
+        if not isinstance(self.residual, bool):
+            raise ValueError(f"residual: expected True or False, got {self.residual!r}")
+        if self.residual and len(self.layer_widths) % 2 == 0:
+            raise ValueError(
+                "residual: expected one layer and then blocks of two, an odd number of layers, got"
+                f" {len(self.layer_widths)}"
+            )
+
     @property
     def layer_widths(self) -> tuple[int, ...]:
         """Output channels of each modulated layer."""
@@ -97,7 +109,13 @@ class GeneratorConfig:
     def rgb_layers(self) -> tuple[int, ...]:
         """Layers (from 0) after which a ToRGB adds to the image."""
         last = len(self.layer_widths) - 1
-        return self.rgb_after or tuple(range(last, 0, -2))[::-1] or (last,)
+        default = (last,) if self.residual else tuple(range(last, 0, -2))[::-1] or (last,)
+        return self.rgb_after or default
+
+    @property
+    def blocks(self) -> tuple[tuple[int, int], ...]:
+        """(first, last) layer of each residual block; none without `residual`."""
+        return tuple((k, k + 1) for k in range(1, len(self.layer_widths), 2)) if self.residual else ()
 
     def flops(self, pixels: int | None = None) -> int:
         """Multiplications and additions of the stack, forward, for one image (or for `pixels` points)."""
@@ -106,6 +124,8 @@ class GeneratorConfig:
         products = sum(i * o for i, o in zip(widths, widths[1:])) + sum(
             3 * widths[k + 1] for k in self.rgb_layers
         )
+        ends = ((widths[first], widths[last + 1]) for first, last in self.blocks)
+        products += sum(i * o for i, o in ends if i != o)
         return 2 * products * pixels
 
     def to_dict(self) -> dict[str, Any]:
@@ -127,6 +147,7 @@ class GeneratorConfig:
 
 presets: dict[str, GeneratorConfig] = {
     "paper": GeneratorConfig(),
+    "residual": GeneratorConfig(residual=True),
     "small": GeneratorConfig(
         size=(64, 64),
         style_dim=128,
@@ -138,8 +159,8 @@ presets: dict[str, GeneratorConfig] = {
         n_layers=6,
     ),
 }
-"""Named configurations: "paper" (the default generator of the paper) and "small" (trains on a CPU in
-minutes).
+"""Named configurations: "paper" (the default generator of the paper), "residual" (the same with residual blocks
+and one ToRGB, 44,325,906 parameters) and "small" (trains on a CPU in minutes).
 """
 
 
@@ -195,6 +216,7 @@ class Generator(nn.Module):
             [self.encoding.features, *config.layer_widths],
             config.style_dim,
             rgb_after=list(config.rgb_layers),
+            blocks=config.blocks,
             backend=backend,
         )
         self.register_buffer("w_mean", torch.zeros(config.style_dim))

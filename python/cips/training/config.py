@@ -36,16 +36,18 @@ class Defaults:
     checkpoint_every: int
 
 
+_FULL_SIZE = Defaults(
+    batch=32,
+    steps=100_000,
+    d_width=1.0,
+    ema_decay=0.5 ** (32 / 10_000),  # the official one
+    log_every=50,
+    sample_every=500,
+    checkpoint_every=2000,
+)
 PRESET_DEFAULTS = {
-    "paper": Defaults(
-        batch=32,
-        steps=100_000,
-        d_width=1.0,
-        ema_decay=0.5 ** (32 / 10_000),  # the official one
-        log_every=50,
-        sample_every=500,
-        checkpoint_every=2000,
-    ),
+    "paper": _FULL_SIZE,
+    "residual": _FULL_SIZE,
     "small": Defaults(
         batch=16,
         steps=1000,
@@ -159,7 +161,10 @@ class TrainConfig:
         config = dataclasses.replace(presets[self.preset], size=(self.size, self.size))
         names = ("width", "n_layers", "table_init_std")
         changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        return dataclasses.replace(config, **changes)
+        try:
+            return dataclasses.replace(config, **changes)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
 
     def discriminator_config(self) -> DiscriminatorConfig:
         """The discriminator's architecture (of resolved options)."""
