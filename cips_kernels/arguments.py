@@ -229,6 +229,17 @@ def check_skip_weights(
     return [weight for weight in entries if weight is not None]
 
 
+def check_blend(blend: Tensor, batch: int, count: int, x: Tensor) -> Tensor:
+    """Weights `[P, K]` or `[B, P, K]` of `count` styles at each pixel of `x`, in the dtype of the parameters."""
+    if not isinstance(blend, Tensor) or not blend.is_floating_point():
+        raise TypeError(f"blend: expected a floating-point tensor [P, K] or [B, P, K], got {describe(blend)}")
+    expect_device("blend", blend, x)
+    shape = (x.shape[1], count) if blend.dim() == 2 else (batch, x.shape[1], count)
+    expect_shape("blend", blend, shape, "[P, K]" if blend.dim() == 2 else "[B, P, K]")
+    expect_finite("blend", blend)
+    return blend.to(accumulation_dtype(x.dtype))
+
+
 def check_coords(coords: Tensor | None, batch: int, x: Tensor) -> Tensor | None:
     """Coordinates as float32 `[P, 2]` or `[B, P, 2]` on the device of `x`, or None."""
     if coords is None:
@@ -262,6 +273,7 @@ def stack_call(
     first_layer: int = 0,
     blocks: Sequence[Sequence[int]] = (),
     skip_weights: Sequence[Tensor | None] = (),
+    blend: Tensor | None = None,
     single: bool = False,
 ) -> tuple[StackInputs, StackSpec]:
     """Check a stack's arguments (`x` and `skip` pixel-major already) and gather them as flat tensors.
@@ -285,17 +297,21 @@ def stack_call(
         raise ValueError("weights: expected at least one layer or ToRGB, got none")
     every_weight, every_style = [*weights, *rgb_weights], [*styles, *rgb_styles]
     first_style = label("" if styles else "rgb_", "styles", 0)
-    expect_shape(first_style, every_style[0], (None, None), "[B, I]")
+    style_letters = "[B, I]" if blend is None else "[B, K, I]"
+    expect_shape(first_style, every_style[0], (None,) * (2 if blend is None else 3), style_letters)
     batch = every_style[0].shape[0]
     if x.shape[0] not in (1, batch) or (x.shape[0] == 1 and batch == 0):
         raise ValueError(f"{first_style}: expected the batch size of x, {x.shape[0]}, got {describe(every_style[0])}")
     wide = accumulation_dtype(x.dtype)
+    styles_of_image = () if blend is None else (every_style[0].shape[1],)
+    if styles_of_image == (0,):
+        raise ValueError(f"{first_style}: expected at least one style to blend, got {describe(every_style[0])}")
 
     def parameters(prefix: str, group: Sequence[Tensor], group_styles: Sequence[Tensor], inputs: Sequence[int]) -> None:
         for k, (weight, style, width) in enumerate(zip(group, group_styles, inputs)):
             expect_shape(label(prefix, "weights", k), weight, (None, width), "[O, I]")
             expect_parameter(label(prefix, "weights", k), weight, x)
-            expect_shape(label(prefix, "styles", k), style, (batch, width), "[B, I]")
+            expect_shape(label(prefix, "styles", k), style, (batch, *styles_of_image, width), style_letters)
             expect_parameter(label(prefix, "styles", k), style, x)
             expect_finite(label(prefix, "styles", k), style)
 
@@ -340,12 +356,13 @@ def stack_call(
     inputs = StackInputs(
         x,
         flatten(every_weight, wide),
-        flatten(every_style, wide, dim=1).contiguous(),
+        flatten(every_style, wide, dim=-1).contiguous(),
         flatten(flat_biases, wide),
         flatten(strengths, wide) if strengths else x.new_zeros(0, dtype=wide),
         skip,
         seed,
         given,
         check_coords(coords, batch, x),
+        None if blend is None else check_blend(blend, batch, styles_of_image[0], x),
     )
     return inputs, spec

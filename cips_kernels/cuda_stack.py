@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import cuda, cuda_onchip
+from . import blended, cuda, cuda_onchip
 from .backends import warn_once
 from .cuda import modulate, modulate_backward
 from .encoding import Encoding, by_tiles
@@ -18,6 +18,8 @@ __all__ = ["backward", "forward", "modulate", "modulate_backward", "synthesis"]
 def forward(inputs: StackInputs, spec: StackSpec, want_features: bool, save: bool) -> tuple[Tensor, Tensor, StackSaved]:
     """Serve a forward call."""
     x = inputs.x
+    if inputs.blend is not None:
+        return blended.forward(inputs, spec, want_features, save)
     if spec.depth and spec.rgb_after and not want_features and not save:
         reason = cuda_onchip.why_not(spec, x.dtype)
         if reason is None:
@@ -30,6 +32,9 @@ def forward(inputs: StackInputs, spec: StackSpec, want_features: bool, save: boo
 
 def synthesis(e: Encoding, dtype: torch.dtype, inputs: StackInputs, spec: StackSpec, rgb: Tensor) -> None:
     """The RGB sums of every point of an encoding."""
+    if inputs.blend is not None:
+        by_tiles(e, inputs, spec, rgb, blended.forward)
+        return
     reason = cuda_onchip.why_not(spec, dtype) or cuda_onchip.why_not_encoding(e)
     if reason is None:
         cuda_onchip.synthesis(e, dtype, inputs, spec, rgb)

@@ -224,7 +224,11 @@ def by_tiles(
     """The RGB sums of every pixel, into `rgb` `[B, P, C]`, by a backend's `forward`, a tile of pixels at a time."""
     tile = max(1, _TILE.get(rgb.device.type, 16384) // e.images)
     for first, count in tiles(e.pixels, tile):
+        blend = None if inputs.blend is None else inputs.blend.narrow(-2, first, count)
         part = inputs._replace(
-            x=encode(e, first, count), coords=points(e, first, count).float(), noise=cut_noise(inputs.noise, first, count)
+            x=encode(e, first, count),
+            coords=points(e, first, count).float(),
+            noise=cut_noise(inputs.noise, first, count),
+            blend=blend,
         )
         rgb.narrow(1, first, count).copy_(forward(part, spec, False, False)[1])

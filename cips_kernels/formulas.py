@@ -81,10 +81,16 @@ def layer_forward(
     x: Tensor, m: Tensor, bias: Tensor, noise: Tensor | None, noise_strength: Tensor, negative_slope: float, gain: float
 ) -> Tensor:
     """One layer: `x` `[B, P, I]`, `m` `[B, O, I]`, `bias` `[O]`, `noise` `[B, P]` or None -> `[B, P, O]`."""
-    y = torch.matmul(x, m.mT)
+    return layer_tail(torch.matmul(x, m.mT), bias, noise, noise_strength, negative_slope, gain)
+
+
+def layer_tail(
+    a: Tensor, bias: Tensor, noise: Tensor | None, noise_strength: Tensor, negative_slope: float, gain: float
+) -> Tensor:
+    """What a layer does behind its product `a` `[B, P, O]`: noise, bias, leaky ReLU."""
     if noise is not None:
-        y = y + (noise_strength * noise).to(x.dtype)[:, :, None]
-    return leaky_relu(y + bias.to(x.dtype), negative_slope, gain)
+        a = a + (noise_strength * noise).to(a.dtype)[:, :, None]
+    return leaky_relu(a + bias.to(a.dtype), negative_slope, gain)
 
 
 def layer_backward(
@@ -101,9 +107,9 @@ def layer_backward(
     return torch.matmul(u, m), torch.matmul(u.mT, x).to(wide), u.sum((0, 1), dtype=wide), u.sum(-1, dtype=wide)
 
 
-def add_rgb(rgb: Tensor, x: Tensor, m: Tensor, bias: Tensor) -> Tensor:
-    """`rgb + R x + r`, summed in the dtype of `rgb`."""
-    return rgb + torch.matmul(x, m.mT).to(rgb.dtype) + bias.to(rgb.dtype)
+def add_rgb(rgb: Tensor, a: Tensor, bias: Tensor) -> Tensor:
+    """`rgb + a + r`, `a = R x`, summed in the dtype of `rgb`."""
+    return rgb + a.to(rgb.dtype) + bias.to(rgb.dtype)
 
 
 # --- residual blocks ------------------------------------------------------------------------------------------------
@@ -168,3 +174,37 @@ def modfc_per_pixel(
     if bias is not None:
         y = y + bias.to(x.dtype)
     return leaky_relu(y, negative_slope, gain)
+
+
+def blended_product(
+    x: Tensor, weight: Tensor, styles: Tensor, blend: Tensor, *, demodulate: bool = True, eps: float = 1e-8
+) -> Tensor:
+    """The product of a layer whose style at pixel p is `s_p = sum_k blend_pk styles_k`: `a = d * (c W (s * x))`.
+
+    The norm of a row, `sum_j (c W_ij s_pj)^2`, is a quadratic form in the K weights of the blend. Its coefficients
+    `q_kl,i = sum_j (c W_ij)^2 s_kj s_lj`, of which K (K + 1) / 2 differ, are those of the image, so what a pixel adds to the
+    work is small: nothing of size `[P, O, I]` is ever made.
+
+        d_pi = 1 / sqrt(sum_{k <= l} m_kl blend_pk blend_pl q_kl,i + eps),     m_kl = 1 if k = l, otherwise 2
+
+    Args:
+        x: `[B, P, I]`.
+        weight: `[O, I]`.
+        styles: `[B, K, I]`.
+        blend: `[P, K]` or `[B, P, K]`.
+        demodulate, eps: as in `modulate`.
+
+    Returns:
+        `[B, P, O]` in the dtype of `x`; styles and d in float32 (float64 for float64).
+    """
+    wide = accumulation_dtype(x.dtype)
+    w, styles, blend = weight.to(wide) / math.sqrt(weight.shape[1]), styles.to(wide), blend.to(wide)
+    s = torch.matmul(blend, styles)
+    a = torch.matmul((s * x.to(wide)).to(x.dtype), w.to(x.dtype).mT)
+    if not demodulate:
+        return a
+    pairs = [(k, other) for k in range(styles.shape[1]) for other in range(k, styles.shape[1])]
+    q = torch.matmul(torch.stack([styles[:, k] * styles[:, other] for k, other in pairs], 1), w.square().mT)
+    factors = torch.stack([blend[..., k] * blend[..., other] * (1 if k == other else 2) for k, other in pairs], -1)
+    # a sum of squares, but terms of either sign: where styles cancel, rounding could leave it below zero
+    return a * torch.rsqrt(torch.matmul(factors, q).clamp_min(0) + eps).to(x.dtype)

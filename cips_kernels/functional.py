@@ -12,7 +12,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from . import cuda, ops, reference
+from . import blended, cuda, ops, reference
 from .arguments import (
     COMPUTE_DTYPES,
     Noise,
@@ -47,6 +47,8 @@ def _run(inputs: StackInputs, spec: StackSpec, want_features: bool, backend: str
     if inputs.batch * inputs.pixels == 0:
         # an empty launch is an error on a GPU; the reference keeps shapes and the graph
         name = "reference"
+    if inputs.blend is not None and _needs_gradient(*inputs):
+        return blended.differentiable(inputs, spec)
     return ops.run_stack(inputs, spec, want_features, name)
 
 
@@ -270,6 +272,7 @@ def modfc_stack(
     eps: float = 1e-8,
     blocks: Sequence[Sequence[int]] = (),
     skip_weights: Sequence[Tensor | None] = (),
+    blend: Tensor | None = None,
     layout: str | None = None,
     want_features: bool = True,
     backend: str = "auto",
@@ -294,6 +297,11 @@ def modfc_stack(
             of layer `first`.
         skip_weights: for each block None where both have as many channels, since the skip is then the identity, otherwise
             `[O, I]` of `skip(x) = W x / sqrt(I)`. May be left out where all are None.
+        blend: `[P, K]` for all images or `[B, P, K]`, floating: then styles and rgb_styles are `[B, K, I]`, and the style of
+            pixel p is `s_p = sum_k blend_pk s_k`, demodulated exactly: `y = d_p * (c W (s_p * x))`, `d_p` from `s_p`. Styles are
+            outputs of affine maps, so where a pixel's weights add up to one this is what the blend of their inputs w
+            would give. Served by the reference formulation, twice differentiable in everything, blend included; without
+            gradients in chunks of pixels, so that memory beyond the result does not grow with their number.
         want_features: False saves the last layer's output where only RGB is wanted.
 
     Returns:
@@ -311,7 +319,7 @@ def modfc_stack(
             raise ValueError("coords, layout: expected None and 'bpc' beside an Encoding, which has its own points")
         parts = (weights, styles, biases, noise_strengths, rgb_weights, rgb_styles, rgb_biases, rgb_after)
         options = dict(noise=noise, demodulate=demodulate, negative_slope=negative_slope, gain=gain, eps=eps,
-                       blocks=blocks, skip_weights=skip_weights)  # fmt: skip
+                       blocks=blocks, skip_weights=skip_weights, blend=blend)  # fmt: skip
         return _encoded_stack(x, parts, skip, options, want_features, backend)
     x = as_compute(x)
     first = weights[0] if len(weights) else rgb_weights[0]
@@ -320,7 +328,7 @@ def modfc_stack(
     inputs, spec = stack_call(
         to_pixels(x, name), weights, styles, biases, noise_strengths, rgb_weights, rgb_styles, rgb_biases, rgb_after,
         skip_to_pixels(skip, name, x), noise=noise, coords=coords, demodulate=demodulate,
-        negative_slope=negative_slope, gain=gain, eps=eps, blocks=blocks, skip_weights=skip_weights,
+        negative_slope=negative_slope, gain=gain, eps=eps, blocks=blocks, skip_weights=skip_weights, blend=blend,
     )  # fmt: skip
     features, rgb = _run(inputs, spec, want_features, backend)
     kept = from_pixels(features, name, x) if want_features and spec.depth else None

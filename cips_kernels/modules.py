@@ -225,10 +225,14 @@ class FusedModFCStack(nn.Module):
         backend: see `cips_kernels.backends`.
 
     Call:
-        `stack(x, style, noise=None, *, coords=None, skip=None, layout=None, return_features=False)`; `x` as in
+        `stack(x, style, noise=None, *, coords=None, skip=None, blend=None, layout=None, return_features=False)`; `x` as in
         `FusedModFC`, or batch 1 shared by all images, or an `Encoding`; `style` `[B, style_dim]`, or `[B, L + K, style_dim]`, one for each
         layer and then each ToRGB; given noise `[L, B, P]`. Returns the RGB sum (float32) in the layout of `x`, with the
         features in front where asked for.
+
+        With `blend=` `[P, K]` or `[B, P, K]` every pixel has a style of its own, a blend of the image's K: `style` is
+        `[B, K, style_dim]`, or `[B, K, layers and ToRGBs, style_dim]`. What is blended is the outputs of the affine maps; where
+        a pixel's weights add up to one, that is the same as to blend `style`. See `functional.modfc_stack`.
     """
 
     def __init__(
@@ -299,11 +303,19 @@ class FusedModFCStack(nn.Module):
         *,
         coords: Tensor | None = None,
         skip: Tensor | None = None,
+        blend: Tensor | None = None,
         layout: str | None = None,
         return_features: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor | None]:
-        _check_style(style, self.layers[0].affine, "[B, {}]", "[B, layers and ToRGBs, {}]")
-        styles = self.styles(style)
+        if blend is None:
+            _check_style(style, self.layers[0].affine, "[B, {}]", "[B, layers and ToRGBs, {}]")
+            styles = self.styles(style)
+        else:
+            _check_style(style, self.layers[0].affine, "[B, K, {}]", "[B, K, layers and ToRGBs, {}]")
+            count = len(self.layers) + len(self.to_rgbs)
+            if style.dim() == 4 and style.shape[2] != count:
+                raise ValueError(f"style: expected [B, K, {count}, {self.style_dim}], one for each layer and ToRGB, got {describe(style)}")
+            styles = [s.unflatten(0, style.shape[:2]) for s in self.styles(style.flatten(0, 1))]
         depth, first = len(self.layers), self.layers[0]
         features, rgb = functional.modfc_stack(
             x,
@@ -324,6 +336,7 @@ class FusedModFCStack(nn.Module):
             eps=first.eps,
             blocks=self.blocks,
             skip_weights=self.skip_weights,
+            blend=blend,
             layout=layout,
             want_features=return_features or not self.rgb_after,
             backend=self.backend,

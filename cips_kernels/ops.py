@@ -16,11 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from . import cuda, reference
+from . import blended, cuda, reference
 from .arguments import autocast_on
 from .backends import module as backend_module
 from .encoding import Encoding, by_tiles
@@ -29,7 +30,7 @@ from .spec import Needs, StackGrads, StackInputs, StackSaved, StackSpec, empty_l
 
 _library = torch.library.Library("cips_kernels", "DEF")
 
-_TENSORS = "Tensor x, Tensor weights, Tensor styles, Tensor biases, Tensor noise_strengths, Tensor? skip, Tensor? seed, Tensor? noise, Tensor? coords"
+_TENSORS = "Tensor x, Tensor weights, Tensor styles, Tensor biases, Tensor noise_strengths, Tensor? skip, Tensor? seed, Tensor? noise, Tensor? coords, Tensor? blend"
 _SPEC = "int[] widths, int[] rgb_after, int rgb_channels, bool demodulate, float negative_slope, float gain, float eps, int first_layer, int[] blocks"
 # outputs take the memory order of `x`, so a compiler may not hand `x` over in another
 _TAGS = (torch.Tag.pt2_compliant_tag, getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order))
@@ -55,7 +56,7 @@ _library.define(
 _ENCODING = "Tensor fourier_weight, Tensor fourier_bias, Tensor? table, Tensor? points, int[]? size, str lookup"
 _library.define(f"synthesis({_ENCODING}, {_TENSORS}, {_SPEC}, str backend) -> Tensor", tags=_TAGS)
 _library.define("mapping(Tensor z, Tensor weights, Tensor biases, float negative_slope, str backend) -> Tensor", tags=_TAGS)
-_N_TENSORS, _N_SPEC, _N_ENCODING = 9, 9, 6
+_N_TENSORS, _N_SPEC, _N_ENCODING = 10, 9, 6
 
 
 class operator_context:  # noqa: N801
@@ -84,6 +85,12 @@ def _spec(values: Sequence) -> StackSpec:
     return StackSpec(tuple(widths), tuple(rgb_after), *rest, pairs)
 
 
+def _module(backend: str, inputs: StackInputs) -> ModuleType:
+    """What serves a forward call of a backend: where styles are blended by pixel, the reference formulation on all but
+    `cuda`, which says itself what it can take."""
+    return blended if inputs.blend is not None and backend != "cuda" else backend_module(backend)
+
+
 # --- forward --------------------------------------------------------------------------------------------------------
 
 
@@ -91,7 +98,7 @@ def _stack(*args) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     inputs, spec = StackInputs(*args[:_N_TENSORS]), _spec(args[_N_TENSORS : _N_TENSORS + _N_SPEC])
     want_features, save, backend = args[_N_TENSORS + _N_SPEC :]
     with operator_context(inputs.x.device):
-        features, rgb, saved = backend_module(backend).forward(inputs, spec, want_features, save)
+        features, rgb, saved = _module(backend, inputs).forward(inputs, spec, want_features, save)
     return features, rgb, saved.activations, saved.mods
 
 
@@ -252,7 +259,7 @@ def _synthesis(*args) -> Tensor:
     encoding, inputs, spec, backend = _split_synthesis(args)
     rgb = _synthesis_fake(*args)
     with operator_context(rgb.device):
-        module = backend_module(backend)
+        module = _module(backend, inputs)
         if backend == "cuda":
             module.synthesis(encoding, inputs.x.dtype, inputs, spec, rgb)
         else:

@@ -74,8 +74,8 @@ class Packing:
         return flat.narrow(0, matrix.weight_offset, count).view(matrix.out_features, matrix.in_features)
 
     def style(self, flat: Tensor, matrix: Matrix) -> Tensor:
-        """View `[B, I]` of one layer's styles in the `[B, S]` styles."""
-        return flat.narrow(1, matrix.style_offset, matrix.in_features)
+        """View `[B, I]` of one layer's styles in the `[B, S]` styles; of `[B, K, S]` `[B, K, I]`."""
+        return flat.narrow(-1, matrix.style_offset, matrix.in_features)
 
     def bias(self, flat: Tensor, matrix: Matrix) -> Tensor:
         """View `[O]` of one bias in the flat biases."""
@@ -89,11 +89,13 @@ class Packing:
 
 
 def _cached(plan: Callable[_Arguments, _Plan]) -> Callable[_Arguments, _Plan]:
-    """`lru_cache`, past which go a compiler's symbolic sizes: they cannot be hashed."""
+    """`lru_cache`, past which goes a compiler: it traces through, and its symbolic sizes cannot be hashed."""
     cached = lru_cache(maxsize=256)(plan)
 
     @wraps(plan)
     def choose(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Plan:
+        if torch.compiler.is_compiling():
+            return plan(*args, **kwargs)
         try:
             return cached(*args, **kwargs)
         except TypeError:

@@ -36,8 +36,9 @@ from .arguments import (
 )
 from .formulas import (
     add_rgb,
+    blended_product,
     layer_backward,
-    layer_forward,
+    layer_tail,
     mapping,
     modfc_per_pixel,
     modulate,
@@ -80,7 +81,9 @@ def layer_noise(inputs: StackInputs, spec: StackSpec, layer: int) -> Tensor | No
 
 
 def modulate_all(inputs: StackInputs, spec: StackSpec) -> list[Tensor]:
-    """Modulated weights of every matrix, layers then ToRGBs, in the dtype of `x`."""
+    """Modulated weights of every matrix, layers then ToRGBs, in the dtype of `x`; none where styles are blended by pixel."""
+    if inputs.blend is not None:
+        return []
     packing = spec.packing(inputs.batch)
     return [
         modulate(
@@ -136,6 +139,14 @@ class StackOutputs(NamedTuple):
 def stack_layers(inputs: StackInputs, spec: StackSpec, mods: Sequence[Tensor]) -> StackOutputs:
     """Every layer and the RGB sum, from the modulated weights of `modulate_all`."""
     packing = spec.packing(inputs.batch)
+
+    def product(index: int, x: Tensor) -> Tensor:
+        if inputs.blend is None:
+            return torch.matmul(x, mods[index].mT)
+        matrix = packing.matrices[index]
+        weight, styles = packing.weight(inputs.weights, matrix), packing.style(inputs.styles, matrix)
+        return blended_product(x, weight, styles, inputs.blend, demodulate=matrix.demodulate, eps=spec.eps)
+
     x = inputs.x.expand(inputs.batch, -1, -1)
     wide = accumulation_dtype(x.dtype)
     rgb = x.new_zeros((x.shape[0], x.shape[1], spec.rgb_channels if spec.rgb_after else 0), dtype=wide)
@@ -147,9 +158,8 @@ def stack_layers(inputs: StackInputs, spec: StackSpec, mods: Sequence[Tensor]) -
     for layer in range(-1, spec.depth):
         if layer >= 0:
             sources.append(x)
-            x = layer_forward(
-                x,
-                mods[layer],
+            x = layer_tail(
+                product(layer, x),
                 packing.bias(inputs.biases, packing.layers[layer]),
                 layer_noise(inputs, spec, layer),
                 inputs.noise_strengths[layer],
@@ -162,7 +172,7 @@ def stack_layers(inputs: StackInputs, spec: StackSpec, mods: Sequence[Tensor]) -
                 x = residual(x, sources[spec.blocks[block][0]], skip_weight(inputs, spec, block))
             outputs.append(x)
         for k in spec.rgbs_after(layer):
-            rgb = add_rgb(rgb, x, mods[spec.depth + k], packing.bias(inputs.biases, packing.rgbs[k]))
+            rgb = add_rgb(rgb, product(spec.depth + k, x), packing.bias(inputs.biases, packing.rgbs[k]))
     return StackOutputs(outputs, summands, rgb)
 
 

@@ -88,13 +88,15 @@ class StackInputs(NamedTuple):
     Attributes:
         x: `[B or 1, P, I_0]`, any strides; batch 1 is shared by all images.
         weights: flat, see packing; skips of residual blocks come last.
-        styles: `[B, S]`.
+        styles: `[B, S]`; with `blend` `[B, K, S]`.
         biases: flat.
         noise_strengths: `[L]`.
         skip: `[B, P, C]` added to the RGB sum, or None.
         seed: int64 scalar for counter noise, or None.
         noise: `[L, B, P]` given noise, or None. At most one of `seed` and `noise` is set.
         coords: float32 `[P, 2]` or `[B, P, 2]`, or None.
+        blend: weights `[P, K]` or `[B, P, K]`, in the dtype of the parameters, of the K styles at each pixel, whose style
+            is `sum_k blend_pk styles_k`; None: one style an image.
     """
 
     x: Tensor
@@ -106,6 +108,7 @@ class StackInputs(NamedTuple):
     seed: Tensor | None
     noise: Tensor | None
     coords: Tensor | None
+    blend: Tensor | None = None
 
     @property
     def batch(self) -> int:
@@ -118,6 +121,20 @@ class StackInputs(NamedTuple):
     @property
     def has_noise(self) -> bool:
         return self.seed is not None or self.noise is not None
+
+    def cut(self, first: int, count: int) -> StackInputs:
+        """The call on pixels `first .. first + count - 1`; where noise is keyed by index, the caller counts from `first`."""
+
+        def narrow(t: Tensor | None, dim: int) -> Tensor | None:
+            return None if t is None else t.narrow(dim, first, count)
+
+        return self._replace(
+            x=narrow(self.x, 1),
+            skip=narrow(self.skip, 1),
+            noise=narrow(self.noise, 2),
+            coords=narrow(self.coords, -2),
+            blend=narrow(self.blend, -2),
+        )
 
 
 class StackSaved(NamedTuple):

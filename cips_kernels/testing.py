@@ -116,6 +116,7 @@ class StackCase:
         noise: `[L, B, P]`, a seed, or None.
         blocks: (first, last) layer of each residual block.
         skip_weights: the matrices of the blocks whose skip is not the identity, in order.
+        blend: `[P, K]` or `[B, P, K]`, or None; with it styles and rgb_styles are `[B, K, I]`.
     """
 
     x: Tensor
@@ -131,6 +132,7 @@ class StackCase:
     noise: Tensor | int | None
     blocks: tuple[tuple[int, int], ...] = ()
     skip_weights: list[Tensor] = field(default_factory=list)
+    blend: Tensor | None = None
 
     def map(self, change: Callable[[str, Tensor], Tensor]) -> StackCase:
         """The case with `change(field name, tensor)` in place of every tensor."""
@@ -178,6 +180,8 @@ class StackCase:
             widths, rest = [self.x.shape[2], *(weight.shape[0] for weight in self.weights)], iter(self.skip_weights)
             skips = [None if widths[first] == widths[last + 1] else next(rest) for first, last in self.blocks]
             options = {"blocks": self.blocks, "skip_weights": skips, **options}
+        if self.blend is not None:
+            options = {"blend": self.blend, **options}
         return function(self.x, *groups, *rgbs, **options)
 
 
@@ -192,6 +196,7 @@ def random_stack(
     skip: bool = False,
     noise: str | int | None = "given",
     blocks: Sequence[tuple[int, int]] = (),
+    blended: int = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     seed: int = 0,
@@ -206,6 +211,8 @@ def random_stack(
         skip: with a skip.
         noise: "given" for a tensor, or what `modfc_stack` takes.
         blocks: (first, last) layer of each residual block.
+        blended: number K of styles that each pixel blends by weights that add up to one; 0 for a style an image. With
+            `shared` the weights are the same for all images.
         dtype: of `x`; the rest is float32 (float64 with float64).
         device: where the case lies; the numbers are drawn on the CPU, the same for all devices.
         seed: of the numbers.
@@ -215,21 +222,23 @@ def random_stack(
     def draw(*shape: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
         return shift + scale * torch.randn(shape, generator=generator, dtype=torch.float64)
 
+    kinds = (batch, blended) if blended else (batch,)
     ins, outs = list(widths[:-1]), list(widths[1:])
     rgb_ins = [widths[after + 1] for after in rgb_after]
     case = StackCase(
         draw(1 if shared else batch, pixels, widths[0]),
         [draw(o, i) for i, o in zip(ins, outs)],
-        [draw(batch, i, scale=0.5, shift=1.0) for i in ins],
+        [draw(*kinds, i, scale=0.5, shift=1.0) for i in ins],
         [draw(o, scale=0.3) for o in outs],
         [draw(scale=0.5) for _ in outs],
         [draw(channels, i) for i in rgb_ins],
-        [draw(batch, i, scale=0.5, shift=1.0) for i in rgb_ins],
+        [draw(*kinds, i, scale=0.5, shift=1.0) for i in rgb_ins],
         [draw(channels, scale=0.3) for _ in rgb_ins],
         tuple(rgb_after),
         draw(batch, pixels, channels) if skip else None,
         draw(len(outs), batch, pixels) if isinstance(noise, str) else noise,
         tuple(blocks),
         [draw(o, i) for i, o in ((widths[first], widths[last + 1]) for first, last in blocks) if i != o],
+        draw(*(() if shared else (batch,)), pixels, blended, scale=2.0).softmax(-1) if blended else None,
     )
     return case.cast(dtype).to(device)

@@ -294,6 +294,56 @@ def test_w_plus_gives_every_layer_its_own_style():
     torch.testing.assert_close(ours, official_synthesis(g, styles, coords, "exact"), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("points", ["grid", "points", "each image its own"])
+def test_blended_styles_are_the_w_of_each_pixel(points, residual):
+    g = make(dataclasses.replace(TINY, residual=residual), noise_strength=0.5).double()
+    z = torch.randn(2, 3, 12, dtype=torch.float64)
+    shape = {"grid": (6, 5), "points": (4,), "each image its own": (2, 3, 2)}[points]
+    call = {"noise": 5, "truncation": 0.7}
+    if points == "points":
+        call["coords"] = torch.rand(4, 2) * 2 - 1
+    elif points == "each image its own":
+        call["coords"] = torch.rand(2, 3, 2, 2) * 2 - 1
+    blend = torch.randn(*shape, 3, dtype=torch.float64).softmax(-1)
+    ours = g(z, blend=blend, **call)
+    w = g.styles(z.flatten(0, 1), truncation=0.7).unflatten(0, (2, 3))
+    call["truncation"] = 1.0
+    weights = (blend if len(shape) == 3 else blend.expand(2, *shape, 3)).flatten(1, -2)
+    pixels = ours if ours.dim() == 3 else ours.flatten(2).mT
+    for p in range(pixels.shape[1]):
+        own = g((weights[:, p, :, None] * w).sum(1), input_is_w=True, **call)
+        own = own if own.dim() == 3 else own.flatten(2).mT
+        torch.testing.assert_close(pixels[:, p], own[:, p], rtol=1e-11, atol=1e-11)
+    again = g(w, blend=blend, input_is_w=True, **call)
+    torch.testing.assert_close(again, ours)
+    plus = w[:, :, None].expand(-1, -1, g.n_styles, -1)
+    torch.testing.assert_close(g(plus, blend=blend, input_is_w=True, **call), ours)
+    with torch.no_grad():
+        torch.testing.assert_close(g(w, blend=blend, input_is_w=True, **call), ours)
+
+
+def test_a_panorama_goes_over_from_one_image_to_the_next():
+    g = make(noise_strength=0.5)
+    z = torch.randn(1, 2, 12)
+    left = torch.linspace(1, 0, 5).expand(6, 5)
+    blend = torch.stack((left, 1 - left), -1)
+    with torch.no_grad():
+        image = g(z, blend=blend, noise=3)
+        ends = [g(z[:, k], noise=3) for k in range(2)]
+    torch.testing.assert_close(image[..., 0], ends[0][..., 0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(image[..., -1], ends[1][..., -1], rtol=1e-4, atol=1e-5)
+    assert ((image[..., 2] - ends[0][..., 2]).abs() > 1e-3).any()
+
+
+def test_the_mean_w_follows_all_of_a_blend():
+    g = make().double().train()
+    before, z = g.w_mean.clone(), torch.randn(4, 3, 12, dtype=torch.float64)
+    g(z, blend=torch.full((6, 5, 3), 1 / 3))
+    w = official_mapping(g, z.flatten(0, 1))
+    torch.testing.assert_close(g.w_mean, before * 0.998 + 0.002 * w.mean(0))
+
+
 @pytest.mark.parametrize("how", ["argument", "autocast"])
 def test_bfloat16_is_close_and_keeps_float32_parameters(how):
     config = dataclasses.replace(presets["small"], size=(16, 16))
@@ -368,6 +418,11 @@ def test_config_errors(change, message):
         (torch.zeros(2, 12), {"noise": "loud"}, ValueError, "noise: .* 'loud'"),
         (torch.zeros(2, 12), {"noise": torch.zeros(5, 2, 29)}, ValueError, "noise"),
         (torch.zeros(2, 12), {"lookup": "nearest"}, ValueError, "lookup"),
+        (torch.zeros(2, 12), {"blend": torch.zeros(6, 5, 2)}, ValueError, r"z: expected \[B, K, 12\], got float32 \[2, 12\]"),
+        (torch.zeros(2, 3, 12), {"blend": torch.zeros(6, 5, 2)}, ValueError, r"blend: expected \[6, 5, 3\] or \[2, 6, 5, 3\]"),
+        (torch.zeros(2, 3, 12), {"blend": torch.zeros(30, 3)}, ValueError, r"blend: expected \[6, 5, 3\] or"),
+        (torch.zeros(2, 3, 12), {"blend": torch.zeros(6, 5, 3).long()}, TypeError, "blend: expected a floating-point"),
+        (torch.zeros(2, 3, 12), {"blend": torch.zeros(6, 5, 3, device="meta")}, ValueError, "blend: is on meta"),
         (torch.zeros(2, 12, device="meta"), {}, ValueError, "z: is on meta but the generator is on cpu"),
     ],
 )

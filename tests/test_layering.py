@@ -18,7 +18,7 @@ MOST_LINES = 450
 
 # each may import those before it
 ORDER = (
-    "packing", "spec", "noise", "arguments", "encoding", "formulas", "reference", "backends", "triton", "cuda", "cuda_onchip", "cuda_stack", "cpu_plan", "cpu",
+    "packing", "spec", "noise", "arguments", "encoding", "formulas", "reference", "backends", "blended", "triton", "cuda", "cuda_onchip", "cuda_stack", "cpu_plan", "cpu",
     "ops",
     "functional", "modules", "prepared", "patch", "__init__", "env", "testing",
 )  # fmt: skip

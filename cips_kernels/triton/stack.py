@@ -46,21 +46,6 @@ def _last_needed(spec: StackSpec, keep: bool) -> int:
     return spec.depth if keep else max(spec.rgb_after, default=-1) + 1
 
 
-def _chunk(inputs: StackInputs, first: int, count: int) -> StackInputs:
-    """The call on pixels `first .. first + count - 1`."""
-
-    def cut(t: Tensor | None, dim: int) -> Tensor | None:
-        return None if t is None else t.narrow(dim, first, count)
-
-    coords = inputs.coords
-    return inputs._replace(
-        x=cut(inputs.x, 1),
-        skip=cut(inputs.skip, 1),
-        noise=cut(inputs.noise, 2),
-        coords=cut(coords, 0 if coords is not None and coords.dim() == 2 else 1),
-    )
-
-
 def _run_layers(
     inputs: StackInputs,
     spec: StackSpec,
@@ -144,7 +129,7 @@ def forward(
         if spec.depth > len(outputs):
             outputs.append(features.narrow(1, first, size) if keep else None)
         outputs = outputs[: _last_needed(spec, keep)]
-        _run_layers(_chunk(inputs, first, size), spec, mods, outputs, rgb.narrow(1, first, size), first)
+        _run_layers(inputs.cut(first, size), spec, mods, outputs, rgb.narrow(1, first, size), first)
     return features, rgb, StackSaved(features, x.new_empty(0), x.new_empty(0))
 
 

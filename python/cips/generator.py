@@ -237,6 +237,7 @@ class Generator(nn.Module):
         truncation: float = 1.0,
         noise: str | int | Tensor = "fresh",
         lookup: str = "exact",
+        blend: Tensor | None = None,
     ) -> Tensor:
         """Synthesise images or single pixels.
 
@@ -252,32 +253,45 @@ class Generator(nn.Module):
             noise: "fresh" (a new seed a call, from torch's generator of the device), "off", an int seed (the
                 same point gets the same noise on any grid), or a tensor `[L, B, P]` or `[L, B, H, W]`.
             lookup: how the table is read, "exact" or "compat" (see `encodings.CoordinateTable`).
+            blend: gives every pixel a style of its own, as a panorama has that goes over from one latent to the
+                next: `z` is then `[B, K, style_dim]` (W+ `[B, K, n_styles, style_dim]`), and `blend` has the K
+                weights of each point, `[P, K]` or, for a grid, `[H, W, K]`, for all images or with a leading B.
+                Where they add up to one, it is w that is blended.
 
         Returns:
             float32 (float64 for float64 parameters), nominally in [-1, 1] and not clipped: `[B, 3, H, W]` for
             a grid, `[B, P, 3]` for points. A grid's memory format is channels-last.
         """
-        w = self.styles(z, input_is_w=input_is_w, truncation=truncation)
+        blended = blend is not None
+        w = self.styles(z, input_is_w=input_is_w, truncation=truncation, blended=blended)
         points, shape = self.points(coords, size, per_image, w)
+        weights = _pixel_weights(blend, shape, w) if blended else None
         autocast = w.device.type if torch.amp.is_autocast_available(w.device.type) else "cpu"
         dtype = self.compute_dtype(autocast)
         with torch.autocast(autocast, enabled=False):
             full = None if points is not None else shape
             x = self.encoding.at(points, size=full, lookup=lookup, dtype=dtype)
-            rgb = self.synthesis(x, w, stack_noise(noise, w.device), layout="bpc")
+            rgb = self.synthesis(x, w, stack_noise(noise, w.device), blend=weights, layout="bpc")
         if len(shape) == 1:
             return rgb
         return rgb.unflatten(1, shape).permute(0, 3, 1, 2)
 
-    def styles(self, z: Tensor, *, input_is_w: bool = False, truncation: float = 1.0) -> Tensor:
-        """Truncated w: the first half of `forward`, with the same arguments."""
+    def styles(
+        self, z: Tensor, *, input_is_w: bool = False, truncation: float = 1.0, blended: bool = False
+    ) -> Tensor:
+        """Truncated w: the first half of `forward`, with the same arguments; `blended`: K for each image."""
         dim, parameter = self.config.style_dim, self.w_mean
-        wanted = f"[B, {dim}]" + (f" or [B, {self.n_styles}, {dim}]" if input_is_w else "")
+        many = "B, K" if blended else "B"
+        wanted = f"[{many}, {dim}]" + (f" or [{many}, {self.n_styles}, {dim}]" if input_is_w else "")
         if not isinstance(z, Tensor) or not z.is_floating_point():
             raise TypeError(f"z: expected a floating-point tensor {wanted}, got {_describe(z)}")
-        in_w_plus = input_is_w and z.dim() == 3 and z.shape[1] == self.n_styles
-        if not (z.dim() == 2 or in_w_plus) or z.shape[-1] != dim:
+        rank = 3 if blended else 2
+        in_w_plus = input_is_w and z.dim() == rank + 1 and z.shape[-2] == self.n_styles
+        if not (z.dim() == rank or in_w_plus) or z.shape[-1] != dim:
             raise ValueError(f"z: expected {wanted}, got {_describe(z)}")
+        if blended:
+            w = self.styles(z.flatten(0, 1), input_is_w=input_is_w, truncation=truncation)
+            return w.unflatten(0, z.shape[:2])
         if z.device != parameter.device:
             raise ValueError(
                 f"z: is on {z.device} but the generator is on {parameter.device}; move both to one device"
@@ -346,6 +360,19 @@ def stack_noise(noise: str | int | Tensor, device: torch.device) -> str | int | 
         # drawn on the device from torch's own generator: no synchronisation, and a saved RNG state replays it
         return noise if noise == "off" else torch.randint(2**63 - 1, (), device=device)
     return noise.flatten(2) if isinstance(noise, Tensor) and noise.dim() == 4 else noise
+
+
+def _pixel_weights(blend: Tensor, shape: tuple[int, ...], w: Tensor) -> Tensor:
+    """The weights of the styles `w` `[B, K, ...]` at points of `shape` as the stack takes them, `[P, K]` or `[B, P, K]`."""
+    batch, count = w.shape[:2]
+    forms = ((*shape, count), (batch, *shape, count))
+    if not isinstance(blend, Tensor) or not blend.is_floating_point():
+        raise TypeError(f"blend: expected a floating-point tensor {list(forms[0])}, got {_describe(blend)}")
+    if tuple(blend.shape) not in forms:
+        raise ValueError(f"blend: expected {list(forms[0])} or {list(forms[1])}, got {_describe(blend)}")
+    if blend.device != w.device:
+        raise ValueError(f"blend: is on {blend.device} but the generator is on {w.device}; move both to one device")
+    return blend.flatten(0, -2) if blend.dim() == len(forms[0]) else blend.flatten(1, -2)
 
 
 def _describe(value: object) -> str:
