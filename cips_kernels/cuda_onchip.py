@@ -33,6 +33,7 @@ class Prepared(NamedTuple):
     records: Tensor
     fourier: Tensor | None
     rgb_bias: Tensor
+    kept: Tensor | None  # memory for the inputs of residual blocks, 17 MB on 132 multiprocessors
 
 
 class Places(NamedTuple):
@@ -48,8 +49,8 @@ def why_not(spec: StackSpec, dtype: torch.dtype) -> str | None:
     """None if the kernel can serve such a stack, otherwise the reason."""
     if dtype not in (torch.bfloat16, torch.float16):
         return f"it computes in bfloat16 and float16, not in {dtype}"
-    if spec.blocks:
-        return "it has residual blocks"
+    if any(first == 0 for first, _ in spec.blocks):
+        return "a residual block begins at the input"
     if min(spec.rgb_after) < 0:
         return "a ToRGB reads the input"
     if spec.rgb_channels > MAX_CHANNELS:
@@ -83,7 +84,12 @@ def _plan(spec: StackSpec, batch: int, held: int):  # -> cips_kernels._cuda.Stac
         return (m.out_features, m.in_features, m.weight_offset, m.style_offset, m.bias_offset)
 
     layers, rgbs = [row(m) for m in packing.layers[:depth]], [row(m) for m in packing.rgbs]
-    return _load().StackPlan(layers, rgbs, list(spec.rgb_after), held, batch)
+    blocks = [
+        (first, last, -1 if skip is None else skip.weight_offset)
+        for (first, last), skip in zip(spec.blocks, packing.skips)
+        if last < depth
+    ]
+    return _load().StackPlan(layers, rgbs, list(spec.rgb_after), blocks, held, batch)
 
 
 def _stream(device: torch.device) -> int:
@@ -126,7 +132,10 @@ def prepare(inputs: StackInputs, spec: StackSpec, dtype: torch.dtype, e: Encodin
         device=device.index,
         stream=_stream(device),
     )
-    return Prepared(plan, slabs, records, fourier, rgb_bias)
+    kept = None
+    if spec.blocks:
+        kept = torch.empty(_load().stack_kept_bytes(_DTYPES[dtype], device.index), dtype=torch.uint8, device=device)
+    return Prepared(plan, slabs, records, fourier, rgb_bias, kept)
 
 
 def _noise_mode(inputs: StackInputs, encoded: bool) -> str:
@@ -174,6 +183,7 @@ def launch(
         noise_strides=(noise.stride(0), noise.stride(1)) if noise is not None else (0, 0),
         first_image=0,
         first_layer=spec.first_layer,
+        kept=_address(prepared.kept),
         rgb=rgb.data_ptr(),
         rgb_strides=rgb.stride(),
         pixels=rgb.shape[1],

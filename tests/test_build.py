@@ -219,7 +219,9 @@ def test_plan_refuses(module: ModuleType, matrices: list, batch: int, words: str
         module.ModulatePlan(matrices, batch)
 
 
-def stack_plan(module: ModuleType, widths: tuple, rgb_after: tuple, held: int, batch: int = 1, channels: int = 3):
+def stack_plan(
+    module: ModuleType, widths: tuple, rgb_after: tuple, held: int, batch: int = 1, channels: int = 3, blocks: tuple = ()
+):
     """A StackPlan of a packing without gaps."""
     layers, rgbs, weight, style, bias = [], [], 0, 0, 0
     shapes = [(o, i, layers) for i, o in zip(widths[:-1], widths[1:])]
@@ -227,7 +229,7 @@ def stack_plan(module: ModuleType, widths: tuple, rgb_after: tuple, held: int, b
     for out, width, rows in shapes:
         rows.append((out, width, weight, style, bias))
         weight, style, bias = weight + out * width, style + width, bias + out
-    return module.StackPlan(layers, rgbs, list(rgb_after), held, batch)
+    return module.StackPlan(layers, rgbs, list(rgb_after), list(blocks), held, batch)
 
 
 @pytest.mark.parametrize(
@@ -245,9 +247,21 @@ def test_stack_plan_counts_slabs_and_records(module: ModuleType, widths: tuple, 
     assert plan.record_bytes == records * (128 * 4 + 16 + 8 * 12 * 8)
 
 
+def test_stack_plan_counts_skips_of_residual_blocks(module: ModuleType) -> None:
+    """A skip's product has the slabs of its block's output by its input, and a record for each of their chunks."""
+    widths = (64, 512, 512, 512, 300, 300)
+    plain = stack_plan(module, widths, (4,), 64)
+    blocks = stack_plan(module, widths, (4,), 64, blocks=((1, 2, -1), (3, 4, 0)))
+    assert blocks.slab_bytes - plain.slab_bytes == 3 * 8 * 128 * 64 * 2
+    assert blocks.record_bytes - plain.record_bytes == 3 * plain.record_bytes // (3 * 4 + 2 * 3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (((64, 64, 64), (1,), 64, 1, 3, ((0, 1, -1),)), "blocks: first layer: 0 came, expected 1 to"),
+        (((64, 64, 64), (1,), 64, 1, 3, ((1, 2, -1),)), "blocks: first layer: 1 came, expected 1 to the block's last, which"),
+        (((64, 64, 80), (1,), 64, 1, 3, ((1, 1, -1),)), "blocks: out_features of the last layer: 80 came"),
         (((64,), (), 64), "layers: 0 came, expected 1 to 64"),
         (((16,) * 66, (64,), 16), "layers: 65 came, expected 1 to 64"),
         (((64, 520), (0,), 64), "layer 0: out_features: 520 came, expected 1 to 512"),
@@ -273,7 +287,7 @@ STACK_PACK = dict(
 STACK_FORWARD = dict(
     slabs=1024, records=1024, fourier=0, rgb_bias=1024, x=1024, x_strides=(0, 128), streamed=0, streamed_strides=(0, 0),
     coords=0, coords_batch_stride=0, grid=(0, 0), first_pixel=0, noise_mode="off", seed=0, noise=0, noise_strides=(0, 0),
-    first_image=0, first_layer=0, rgb=1024, rgb_strides=(3, 3, 1), pixels=64, dtype="bfloat16", negative_slope=0.2, device=0,
+    first_image=0, first_layer=0, kept=0, rgb=1024, rgb_strides=(3, 3, 1), pixels=64, dtype="bfloat16", negative_slope=0.2, device=0,
     stream=0,
 )  # fmt: skip
 TABLE_LOOKUP = dict(

@@ -27,6 +27,16 @@ STACKS = {
 }
 
 
+# and the residual blocks: first and last layer of each
+RESIDUAL = {
+    "released": ((1024, *(512,) * 5, 256, 256, 128, 128), (8,), ((1, 2), (3, 4), (5, 6), (7, 8))),
+    "odd": ((100, 80, 48, 80, 80, 300, 80, 16), (3, 6), ((1, 2), (3, 3), (4, 6))),
+    "one layer each": ((64, 64, 64, 64), (0, 2), ((1, 1), (2, 2))),
+    "beyond the last colour": ((64, 64, 64, 64, 64), (1, 2), ((1, 2), (3, 3))),
+    "widening": ((16, 32, 512, 400, 64, 64), (2, 4), ((1, 2), (4, 4))),
+}
+
+
 @pytest.fixture(autouse=True)
 def served(request: pytest.FixtureRequest) -> None:
     """Skip with the backend's own reason where the device is not one of csrc's."""
@@ -69,6 +79,17 @@ def make(stack: str, **options) -> StackCase:
 @pytest.mark.parametrize("stack", STACKS)
 def test_every_width(stack: str, shared: bool, dtype: torch.dtype) -> None:
     check(stack, make(stack, batch=3, pixels=300, shared=shared, dtype=dtype))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("stack", RESIDUAL)
+def test_residual_blocks(stack: str, dtype: torch.dtype) -> None:
+    widths, rgb_after, blocks = RESIDUAL[stack]
+    case = random_stack(widths, rgb_after, blocks=blocks, batch=3, pixels=1300, device="cuda", dtype=dtype, noise=5)
+    found = check(stack, case)
+    plain = random_stack(widths, rgb_after, batch=3, pixels=1300, device="cuda", dtype=dtype, noise=5)
+    assert (found - run(plain)).abs().mean() > 0.02 * found.abs().mean(), "the blocks are not seen"
 
 
 @pytest.mark.gpu

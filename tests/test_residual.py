@@ -219,7 +219,9 @@ def test_compiles_to_the_same():
 
 
 def test_the_on_chip_kernel_says_why_not():
-    assert cuda_onchip.why_not(StackSpec((64, 64, 64), (1,), blocks=((0, 1),)), torch.bfloat16) == "it has residual blocks"
+    refused, served = (StackSpec((64, 64, 64), (1,), blocks=blocks) for blocks in (((0, 1),), ((1, 1),)))
+    assert cuda_onchip.why_not(refused, torch.bfloat16) == "a residual block begins at the input"
+    assert cuda_onchip.why_not(served, torch.bfloat16) is None
     assert cuda_onchip.why_not(StackSpec((64, 64, 64), (1,)), torch.bfloat16) is None
 
 

@@ -16,6 +16,7 @@ namespace py = pybind11;
 namespace cips {
 namespace {
 
+using BlockTuple = std::tuple<int64_t, int64_t, int64_t>;
 using MatrixTuple = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>;
 
 template <typename T>
@@ -70,8 +71,8 @@ void forward(const StackPlan& plan, uintptr_t slabs, uintptr_t records, uintptr_
              std::tuple<int64_t, int64_t> streamed_strides, uintptr_t coords, int64_t coords_batch_stride,
              std::tuple<int64_t, int64_t> grid, int64_t first_pixel, const std::string& noise_mode, uintptr_t seed,
              uintptr_t noise, std::tuple<int64_t, int64_t> noise_strides, int64_t first_image, int64_t first_layer,
-             uintptr_t rgb, std::tuple<int64_t, int64_t, int64_t> rgb_strides, int64_t pixels, const std::string& dtype,
-             float negative_slope, int device, uintptr_t stream)
+             uintptr_t kept, uintptr_t rgb, std::tuple<int64_t, int64_t, int64_t> rgb_strides, int64_t pixels,
+             const std::string& dtype, float negative_slope, int device, uintptr_t stream)
 {
     StackForward a{};
     a.slabs = pointer<const void>(slabs);
@@ -92,6 +93,7 @@ void forward(const StackPlan& plan, uintptr_t slabs, uintptr_t records, uintptr_
     std::tie(a.noise_layer_stride, a.noise_batch_stride) = noise_strides;
     a.first_image = first_image;
     a.first_layer = first_layer;
+    a.kept = pointer<void>(kept);
     a.rgb = pointer<float>(rgb);
     std::tie(a.rgb_batch_stride, a.rgb_pixel_stride, a.rgb_channel_stride) = rgb_strides;
     a.pixels = pixels;
@@ -139,11 +141,16 @@ void bind_stack(py::module_& module)
     module.attr("stack_register_inputs") = kRegisterInputs;
     py::class_<StackPlan>(module, "StackPlan", py::module_local(), "Slabs and records of one stack and batch size.")
         .def(py::init([](const std::vector<MatrixTuple>& layers, const std::vector<MatrixTuple>& rgbs,
-                         const std::vector<int64_t>& rgb_after, int64_t register_inputs, int64_t batch) {
-                 return make_stack_plan(matrices(layers), matrices(rgbs), rgb_after, register_inputs, batch);
+                         const std::vector<int64_t>& rgb_after, const std::vector<BlockTuple>& blocks,
+                         int64_t register_inputs, int64_t batch) {
+                 std::vector<StackBlock> list;
+                 for (const auto& [first, last, weight] : blocks) list.push_back({first, last, weight});
+                 return make_stack_plan(matrices(layers), matrices(rgbs), rgb_after, list, register_inputs, batch);
              }),
-             py::arg("layers"), py::arg("rgbs"), py::arg("rgb_after"), py::arg("register_inputs"), py::arg("batch"),
-             "layers, rgbs: tuples (out_features, in_features, weight_offset, style_offset, bias_offset) in elements.")
+             py::arg("layers"), py::arg("rgbs"), py::arg("rgb_after"), py::arg("blocks"), py::arg("register_inputs"),
+             py::arg("batch"),
+             "layers, rgbs: tuples (out_features, in_features, weight_offset, style_offset, bias_offset) in elements. "
+             "blocks: residual blocks (first layer, last layer, weight_offset of the skip or -1 for the identity).")
         .def_readonly("slab_bytes", &StackPlan::slab_bytes, "Bytes of an image's slabs.")
         .def_readonly("record_bytes", &StackPlan::record_bytes, "Bytes of an image's records.");
     module.def("stack_pack", &pack, py::arg("plan"), py::kw_only(), py::arg("weights"), py::arg("styles"),
@@ -152,12 +159,16 @@ void bind_stack(py::module_& module)
                py::arg("dtype"), py::arg("eps"), py::arg("gain"), py::arg("negative_slope"), py::arg("demodulate"),
                py::arg("device"), py::arg("stream"), py::call_guard<py::gil_scoped_release>(),
                "Write what stack_forward reads of parameters and styles.");
+    module.def(
+        "stack_kept_bytes",
+        [](const std::string& dtype, int device) { return stack_kept_bytes(parse_dtype(dtype), device); },
+        py::arg("dtype"), py::arg("device"), "Bytes that stack_forward needs for the inputs of residual blocks.");
     module.def("stack_forward", &forward, py::arg("plan"), py::kw_only(), py::arg("slabs"), py::arg("records"),
                py::arg("fourier"), py::arg("rgb_bias"), py::arg("x"), py::arg("x_strides"), py::arg("streamed"),
                py::arg("streamed_strides"), py::arg("coords"), py::arg("coords_batch_stride"), py::arg("grid"),
                py::arg("first_pixel"), py::arg("noise_mode"), py::arg("seed"), py::arg("noise"),
-               py::arg("noise_strides"), py::arg("first_image"), py::arg("first_layer"), py::arg("rgb"),
-               py::arg("rgb_strides"), py::arg("pixels"), py::arg("dtype"), py::arg("negative_slope"),
+               py::arg("noise_strides"), py::arg("first_image"), py::arg("first_layer"), py::arg("kept"),
+               py::arg("rgb"), py::arg("rgb_strides"), py::arg("pixels"), py::arg("dtype"), py::arg("negative_slope"),
                py::arg("device"), py::arg("stream"), py::call_guard<py::gil_scoped_release>(),
                "The RGB sums of every pixel.");
     module.def("table_lookup", &lookup, py::kw_only(), py::arg("table"), py::arg("table_dtype"), py::arg("rows"),

@@ -14,6 +14,7 @@ namespace cips {
 constexpr int kPackThreads = 256;
 constexpr int kPackImages = 4;
 constexpr int kMaxStackRgbs = 24;
+constexpr float kSqrtHalf = 0.707106781f;
 
 struct StackPackParams {
     const float* weights;
@@ -75,7 +76,7 @@ __device__ __forceinline__ void pack_row(const StackPackParams& p, int index, in
     const int held = index == 0 ? p.register_inputs : l.in_features;
     const int streamed = l.slabs - held_slabs;
     const float scale = rsqrtf(static_cast<float>(l.in_features));
-    const float fold = index == 0 ? 1.0f : p.fold;
+    const float fold = index == 0 ? 1.0f : p.fold * (l.after_block ? kSqrtHalf : 1.0f);
     const bool exists = row < l.out_features;
     const bool vectors = p.vectors >> index & 1 && held % 4 == 0;
     const float* weight = p.weights + l.weight_offset + static_cast<int64_t>(row) * l.in_features;
@@ -92,7 +93,7 @@ __device__ __forceinline__ void pack_row(const StackPackParams& p, int index, in
         // a streamed slab, then one in registers, as long as there are both
         const int number = in_registers ? slab : slab - held_slabs;
         const int order = number + (in_registers ? min(number + 1, streamed) : min(number, held_slabs));
-        place[i] = (row / kChunk * l.slabs + order) * kSlabBytes + row % kChunk * 128;
+        place[i] = ((row / kChunk + l.skip_chunks) * l.slabs + order) * kSlabBytes + row % kChunk * 128;
         load_channels(w[i], weight, first[i], limit[i], vectors);
 #pragma unroll
         for (int e = 0; e < 8; ++e) w[i][e] *= scale;
@@ -136,6 +137,37 @@ __device__ __forceinline__ void pack_row(const StackPackParams& p, int index, in
     }
 }
 
+/// The layer that ends the residual block which begins with layer `index`.
+__device__ __forceinline__ int skip_end(const StackPackParams& p, int index)
+{
+    while (!p.layers[index].adds_skip) ++index;
+    return index;
+}
+
+/// One row of a residual block's skip, the same for all images: x W^T / sqrt(I), as activations over g (1 - s).
+template <typename T>
+__device__ __forceinline__ void pack_skip_row(const StackPackParams& p, int index, int row, int first_image)
+{
+    const StackLayer& l = p.layers[index];
+    const float scale = rsqrtf(static_cast<float>(l.in_features)) * (l.after_block ? kSqrtHalf : 1.0f);
+    const int rows = p.layers[skip_end(p, index)].out_features;
+    const float* weight = p.weights + l.skip_offset + static_cast<int64_t>(row) * l.in_features;
+    for (int group = threadIdx.x % 32; group < 8 * l.slabs; group += 32) {
+        float v[8];
+        load_channels(v, weight, 8 * group, row < rows ? l.in_features : 0, false);
+        uint4 packed;
+        packed.x = pack_pair(v[0] * scale, v[1] * scale, T());
+        packed.y = pack_pair(v[2] * scale, v[3] * scale, T());
+        packed.z = pack_pair(v[4] * scale, v[5] * scale, T());
+        packed.w = pack_pair(v[6] * scale, v[7] * scale, T());
+        const int64_t place = l.slab_offset + int64_t{row / kChunk * l.slabs + group / 8} * kSlabBytes +
+                              row % kChunk * 128 + ((group % 8 ^ row % 8) << 4);
+        for (int image = first_image; image < min(first_image + kPackImages, p.batch); ++image) {
+            *reinterpret_cast<uint4*>(p.slabs + image * p.slab_stride + place) = packed;
+        }
+    }
+}
+
 /// One record, by a warp.
 template <typename T>
 __device__ __forceinline__ void pack_record(const StackPackParams& p, int image, int number)
@@ -144,7 +176,8 @@ __device__ __forceinline__ void pack_record(const StackPackParams& p, int image,
     int index = 0;
     while (index + 1 < p.depth && p.layers[index + 1].first_record <= number) ++index;
     const StackLayer& l = p.layers[index];
-    const int first = (number - l.first_record) * kChunk;  // output channel
+    // the first are of the chunks of a skip, which has neither bias nor noise nor ToRGB
+    const int first = (number - l.first_record - l.skip_chunks) * kChunk;  // output channel
     char* record = p.records + image * p.record_stride + static_cast<int64_t>(number) * kRecordBytes;
     auto* bias = reinterpret_cast<float*>(record + kRecordBias);
 #pragma unroll
@@ -152,14 +185,15 @@ __device__ __forceinline__ void pack_record(const StackPackParams& p, int image,
         const int at = i + lane;
         const int j = at % 4, t = at / 4 % 4, q = at / 16;
         const int channel = first + 16 * q + 2 * t + j % 2 + 8 * (j / 2);
-        bias[at] = channel < l.out_features ? p.biases[l.bias_offset + channel] : 0.0f;
+        bias[at] = first >= 0 && channel < l.out_features ? p.biases[l.bias_offset + channel] : 0.0f;
     }
-    if (lane < 4) reinterpret_cast<float*>(record + kRecordStrength)[lane] = lane == 0 ? p.strengths[index] : 0.0f;
+    if (lane < 4)
+        reinterpret_cast<float*>(record + kRecordStrength)[lane] = lane == 0 && first >= 0 ? p.strengths[index] : 0.0f;
     for (int at = lane; at < kChunk / 2 * kMaxRgbChannels; at += 32) {  // pairs of channels
         const int c = at / 4 % kMaxRgbChannels, pair = at / (4 * kMaxRgbChannels) * 4 + at % 4;
         float sum[2] = {};
-        if (l.rgb && c < p.channels) {
-            const float scale = p.fold * rsqrtf(static_cast<float>(l.out_features));
+        if (l.rgb && first >= 0 && c < p.channels) {
+            const float scale = p.fold * (l.adds_skip ? kSqrtHalf : 1.0f) * rsqrtf(static_cast<float>(l.out_features));
             for (int k = 0; k < p.rgb_count; ++k) {
                 const StackRgb& r = p.rgbs[k];
                 if (r.layer != index) continue;
@@ -209,8 +243,17 @@ __global__ void __launch_bounds__(kPackThreads) stack_pack_kernel(const __grid_c
     if (block < p.row_blocks * image_groups) {
         int row = block / image_groups * (kPackThreads / 32) + warp;
         int index = 0;
-        while (row >= p.layers[index].chunks * kChunk) row -= p.layers[index++].chunks * kChunk;
-        pack_row<T>(p, index, row, block % image_groups * kPackImages);
+        const auto rows = [&] { return (p.layers[index].skip_chunks + p.layers[index].chunks) * kChunk; };
+        while (row >= rows()) {
+            row -= rows();
+            ++index;
+        }
+        const int skip_rows = p.layers[index].skip_chunks * kChunk;
+        if (row < skip_rows) {
+            pack_skip_row<T>(p, index, row, block % image_groups * kPackImages);
+        } else {
+            pack_row<T>(p, index, row - skip_rows, block % image_groups * kPackImages);
+        }
         return;
     }
     block -= p.row_blocks * image_groups;

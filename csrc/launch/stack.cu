@@ -88,6 +88,15 @@ uint32_t pair_of(float value)
 
 }  // namespace
 
+int64_t stack_kept_bytes(DType dtype, int device)
+{
+    require_half(dtype);
+    const DeviceGuard guard(device);
+    const int clusters =
+        dtype == DType::kBFloat16 ? resident_clusters<__nv_bfloat16>(device) : resident_clusters<__half>(device);
+    return int64_t{clusters} * kCluster * kConsumers * kKeptBytes;
+}
+
 void stack_pack(const StackPlan& plan, const StackPack& a, Target target)
 {
     require_half(a.dtype);
@@ -179,6 +188,9 @@ void stack_forward(const StackPlan& plan, const StackForward& a, Target target)
     p.x = static_cast<const char*>(a.x);
     p.x_batch_stride = a.x_batch_stride;
     p.x_row_stride = a.x_row_stride;
+    require(!plan.has_blocks || a.kept != nullptr, "kept: expected memory for the inputs of residual blocks");
+    if (a.kept != nullptr) require_aligned(a.kept, "kept", 16);
+    p.kept = static_cast<char*>(a.kept);
     p.places = {a.coords, a.coords_batch_stride, a.grid_rows, a.grid_columns, a.first_pixel, a.pixels};
     p.seed = a.seed;
     p.noise = a.noise;
@@ -219,9 +231,11 @@ void stack_forward(const StackPlan& plan, const StackForward& a, Target target)
     const float slope = a.negative_slope / (1.0f - a.negative_slope);
     if (bfloat16) {
         p.slope_pair = pair_of<__nv_bfloat16>(slope);
+        p.half_pair = pair_of<__nv_bfloat16>(kSqrtHalf);
         launch_forward<__nv_bfloat16>(p, map, target.device, stream);
     } else {
         p.slope_pair = pair_of<__half>(slope);
+        p.half_pair = pair_of<__half>(kSqrtHalf);
         launch_forward<__half>(p, map, target.device, stream);
     }
 }

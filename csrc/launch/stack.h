@@ -18,6 +18,13 @@ struct StackMatrix {
     int64_t bias_offset;
 };
 
+/// A residual block: its output is (output of layer `last` + skip(input of layer `first`)) / sqrt(2).
+struct StackBlock {
+    int64_t first;
+    int64_t last;
+    int64_t weight_offset;  // of the skip's matrix; negative: the identity
+};
+
 /// Everything that depends on shapes alone; made once for a stack and batch size.
 struct StackPlan {
     int64_t batch;
@@ -28,6 +35,7 @@ struct StackPlan {
     int64_t record_bytes;  // an image's records
     int64_t image_slabs;
     int64_t image_records;
+    bool has_blocks;
     std::vector<StackLayer> layers;
     std::vector<StackRgb> rgbs;
 
@@ -35,10 +43,12 @@ struct StackPlan {
     int64_t streamed_slabs() const { return (streamed_inputs + kSlab - 1) / kSlab; }
 };
 
-/// rgb_after[k]: the layer that rgbs[k] reads. register_inputs: channels of the first layer's input that are held in
-/// registers; the rest is streamed. Throws std::invalid_argument, naming what the kernel cannot serve.
+/// rgb_after[k]: the layer that rgbs[k] reads; blocks in order and apart. register_inputs: channels of the first
+/// layer's input that are held in registers; the rest is streamed. Throws std::invalid_argument, naming what the kernel
+/// cannot serve.
 StackPlan make_stack_plan(const std::vector<StackMatrix>& layers, const std::vector<StackMatrix>& rgbs,
-                          const std::vector<int64_t>& rgb_after, int64_t register_inputs, int64_t batch);
+                          const std::vector<int64_t>& rgb_after, const std::vector<StackBlock>& blocks,
+                          int64_t register_inputs, int64_t batch);
 
 struct StackPack {
     const float* weights;
@@ -84,6 +94,7 @@ struct StackForward {
     int64_t noise_batch_stride;
     int64_t first_image;
     int64_t first_layer;
+    void* kept;  // stack_kept_bytes(device) bytes, 16-byte aligned; null without residual blocks
     float* rgb;  // [B, P, C] with strides in floats
     int64_t rgb_batch_stride;
     int64_t rgb_pixel_stride;
@@ -92,6 +103,9 @@ struct StackForward {
     DType dtype;
     float negative_slope;
 };
+
+/// Bytes of memory that a launch on a device needs for the inputs of residual blocks.
+int64_t stack_kept_bytes(DType dtype, int device);
 
 /// One launch each. Throw std::invalid_argument for bad arguments, std::runtime_error with CUDA's words when CUDA
 /// refuses.

@@ -1,5 +1,6 @@
 // Lays a stack out as slabs and records. Plain C++: tested without a GPU.
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
@@ -18,6 +19,12 @@ int64_t divide_up(int64_t n, int64_t by)
     return (n + by - 1) / by;
 }
 
+int32_t offset(const std::string& name, int64_t elements)
+{
+    require(elements >= 0 && elements < int64_t{1} << 31, name + ": offset of its weights", elements, "0 to 2^31 - 1");
+    return static_cast<int32_t>(elements);
+}
+
 /// Where an output of so many chunks of a layer's width lands: see StackLayer.
 uint8_t positions_of(int64_t width, int64_t chunks)
 {
@@ -29,7 +36,8 @@ uint8_t positions_of(int64_t width, int64_t chunks)
 }  // namespace
 
 StackPlan make_stack_plan(const std::vector<StackMatrix>& layers, const std::vector<StackMatrix>& rgbs,
-                          const std::vector<int64_t>& rgb_after, int64_t register_inputs, int64_t batch)
+                          const std::vector<int64_t>& rgb_after, const std::vector<StackBlock>& blocks,
+                          int64_t register_inputs, int64_t batch)
 {
     const auto depth = static_cast<int64_t>(layers.size());
     require(depth >= 1 && depth <= kMaxStackLayers, "layers", depth, "1 to " + std::to_string(kMaxStackLayers));
@@ -44,6 +52,17 @@ StackPlan make_stack_plan(const std::vector<StackMatrix>& layers, const std::vec
     require(plan.streamed_inputs >= 0 && plan.streamed_inputs <= kRegisterInputs, "in_features of layer 0",
             layers[0].in_features,
             "at least register_inputs, and at most " + std::to_string(kRegisterInputs) + " more");
+    for (const StackBlock& b : blocks) {
+        require(b.first >= 1 && b.first <= b.last && b.last < depth, "blocks: first layer", b.first,
+                "1 to the block's last, which is a layer");
+        require(b.weight_offset >= 0 || layers[b.first].in_features == layers[b.last].out_features,
+                "blocks: out_features of the last layer", layers[b.last].out_features,
+                "the block's in_features, or a matrix");
+    }
+    const auto after_block = [&](int64_t index) {
+        return std::any_of(blocks.begin(), blocks.end(), [&](const StackBlock& b) { return b.last + 1 == index; });
+    };
+    plan.has_blocks = !blocks.empty();
     int64_t slabs = 0, records = 0;
     uint8_t positions = static_cast<uint8_t>((1 << plan.register_slabs()) - 1);
     for (int64_t index = 0; index < depth; ++index) {
@@ -56,17 +75,27 @@ StackPlan make_stack_plan(const std::vector<StackMatrix>& layers, const std::vec
         StackLayer l{};
         l.in_features = static_cast<int32_t>(m.in_features);
         l.out_features = static_cast<int32_t>(m.out_features);
-        l.weight_offset = m.weight_offset;
+        l.weight_offset = offset(name, m.weight_offset);
         l.style_offset = static_cast<int32_t>(m.style_offset);
         l.bias_offset = static_cast<int32_t>(m.bias_offset);
         l.chunks = static_cast<uint8_t>(divide_up(m.out_features, kChunk));
         l.positions = positions;
         l.slabs = static_cast<uint8_t>(index == 0 ? plan.register_slabs() + plan.streamed_slabs()
                                                   : divide_up(m.in_features, kSlab));
+        for (const StackBlock& b : blocks) {
+            if (b.first == index && b.weight_offset >= 0) {
+                require(b.last < depth, "blocks: last layer", b.last, "a layer");
+                l.skip_chunks = static_cast<uint8_t>(divide_up(layers[b.last].out_features, kChunk));
+                l.skip_offset = offset("blocks", b.weight_offset);
+            }
+            if (b.first == index && b.weight_offset < 0) l.keeps_input = 1;
+            if (b.last == index) l.adds_skip = b.weight_offset < 0 && after_block(b.first) ? kHalved : kAsItIs;
+        }
+        l.after_block = after_block(index);
         l.slab_offset = slabs * kSlabBytes;
         l.first_record = static_cast<int32_t>(records);
-        slabs += int64_t{l.chunks} * l.slabs;
-        records += l.chunks;
+        slabs += int64_t{l.chunks + l.skip_chunks} * l.slabs;
+        records += l.skip_chunks + l.chunks;
         positions = positions_of(m.out_features, l.chunks);
         plan.layers.push_back(l);
     }

@@ -48,8 +48,9 @@ static_assert(kRecordBytes % 16 == 0, "records travel by bulk copy");
 // done while the layer's input is still needed; the last chunk never parks.
 constexpr int kParkedChunks = kRegisterInputs / kChunk - 1;
 constexpr int kParkBytes = kParkedChunks * kWarpgroupPixels * kChunk * 2;
-constexpr int kStages = 8;   // slots of the ring
-constexpr int kRecords = 2;  // buffers of records
+constexpr int kKeptBytes = kWarpgroupPixels * kRegisterInputs * 2;  // of a residual block's input, a warpgroup's
+constexpr int kStages = 8;                                          // slots of the ring
+constexpr int kRecords = 2;                                         // buffers of records
 constexpr int kRingOffset = kConsumers * kParkBytes;
 constexpr int kRecordOffset = kRingOffset + kStages * kSlabBytes;
 constexpr int kBarrierOffset = kRecordOffset + kRecords * kRecordBytes;
@@ -63,18 +64,28 @@ static_assert(kStackSharedBytes <= 227 * 1024, "shared memory of a block");
 /// One layer. positions: which of the 8 slab positions of the registers its input occupies. A layer's chunks but the
 /// last land at positions 2 c and 2 c + 1, the last at 6 and 7.
 struct StackLayer {
+    int64_t slab_offset;  // bytes, in an image's slabs
     int32_t in_features;
     int32_t out_features;
-    int64_t weight_offset;  // elements, in the caller's flat weights
-    int64_t slab_offset;    // bytes, in an image's slabs
+    int32_t weight_offset;  // elements, in the caller's flat weights
     int32_t style_offset;   // column of the styles
     int32_t bias_offset;
     int32_t first_record;  // in an image's records
+    int32_t skip_offset;   // elements: the skip's matrix of a block that begins here, where skip_chunks > 0
     uint8_t chunks;
     uint8_t positions;
     uint8_t slabs;  // of 64 input channels, streamed ones included
     uint8_t rgb;    // whether a ToRGB reads after it
+    // Residual blocks: (y + skip(x)) / sqrt(2). Activations stand for themselves over g (1 - s), those after a block
+    // over g (1 - s) / sqrt(2): the sum needs no factor but the skip's.
+    uint8_t skip_chunks;  // chunks of the skip's product, which go before the layer's
+    uint8_t keeps_input;  // a block with no matrix begins here
+    uint8_t adds_skip;    // a block ends here; AddsSkip
+    uint8_t after_block;  // its input is a block's output
 };
+
+/// What the kept skip is multiplied with: kHalved is sqrt(1/2), for an input that is itself a block's output.
+enum AddsSkip : uint8_t { kNoSkip, kAsItIs, kHalved };
 
 /// One ToRGB.
 struct StackRgb {

@@ -54,7 +54,9 @@ struct StackParams {
     int32_t image_slabs;  // slabs of weights an image
     int32_t image_records;
     int32_t input_per_image;  // whether the tensor map's outermost index is the image
-    uint32_t slope_pair;      // s / (1 - s) twice, in the kernel's type
+    char* kept;           // [blocks][kConsumers][kKeptBytes]: inputs of residual blocks, each thread its own registers
+    uint32_t half_pair;   // sqrt(1/2) twice, in the kernel's type
+    uint32_t slope_pair;  // s / (1 - s) twice, in the kernel's type
     StackLayer layers[kMaxStackLayers];
 };
 

@@ -140,7 +140,9 @@ __device__ __forceinline__ void produce_slabs(const StackParams& p, const void* 
         for (int index = first; index < p.depth; ++index) {
             if (is_full(p, index)) at.align();
 #pragma unroll 1
-            for (int i = p.layers[index].chunks * p.layers[index].slabs; i > 0; --i) weights();
+            for (int i = (p.layers[index].skip_chunks + p.layers[index].chunks) * p.layers[index].slabs; i > 0; --i) {
+                weights();
+            }
         }
     }
 }
