@@ -213,8 +213,8 @@ def check_blocks(blocks: Sequence[Sequence[int]], depth: int) -> tuple[tuple[int
 def check_skip_weights(
     skip_weights: Sequence[Tensor | None], blocks: tuple[tuple[int, int], ...], widths: Sequence[int], x: Tensor
 ) -> list[Tensor]:
-    """The matrices of the blocks' skips, those that there are, of `skip_weights`: one entry a block, None where the skip
-    is the identity; or none at all where every one is."""
+    """The matrices of the blocks' skips, those that there are, of `skip_weights`: one entry a block, None where the
+    skip is the identity; or none at all where every one is."""
     entries = list(skip_weights) or [None] * len(blocks)
     if len(entries) != len(blocks):
         raise ValueError(f"skip_weights: expected {len(blocks)} entries, one for each block, got {len(entries)}")
@@ -222,7 +222,8 @@ def check_skip_weights(
         name, in_features, out_features = f"skip_weights[{k}]", widths[first], widths[last + 1]
         if in_features == out_features:
             if weight is not None:
-                raise ValueError(f"{name}: expected None, since the block keeps {in_features} channels, got {describe(weight)}")
+                kept = f"since the block keeps {in_features} channels"
+                raise ValueError(f"{name}: expected None, {kept}, got {describe(weight)}")
             continue
         expect_shape(name, weight, (out_features, in_features), "[O, I]")
         expect_parameter(name, weight, x)
@@ -350,8 +351,8 @@ def stack_call(
     pairs = check_blocks(blocks, len(weights))
     every_weight += check_skip_weights(skip_weights, pairs, widths, x)
     spec = StackSpec(
-        tuple(widths), tuple(rgb_after), max(channels, 1), demodulate, float(negative_slope), float(gain), float(eps), first_layer,
-        pairs,
+        tuple(widths), tuple(rgb_after), max(channels, 1), demodulate, float(negative_slope), float(gain), float(eps),
+        first_layer, pairs,
     )  # fmt: skip
     inputs = StackInputs(
         x,

@@ -1,7 +1,7 @@
 """A style a pixel as a blend of an image's K styles, where no fused kernel takes one: the reference formulation.
 
-Without gradients it runs over a chunk of pixels at a time, so that memory does not grow with their number; with gradients
-it runs as a whole, differentiated by autograd, to any order.
+Without gradients it runs over a chunk of pixels at a time, so that memory does not grow with their number; with
+gradients it runs as a whole, differentiated by autograd, to any order.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ _CHUNK_ROWS = 1 << 14  # images x pixels: 15 layers of 512 channels of such a ch
 
 def _warn(x: Tensor) -> None:
     if x.device.type == "cuda":
-        warn_once("cips_kernels serves blended styles with the reference backend, which is slower: no fused kernel takes them yet.")
+        warn_once(
+            "cips_kernels serves blended styles with the reference backend, which is slower:"
+            " no fused kernel takes them."
+        )
 
 
 def _chunk(inputs: StackInputs, spec: StackSpec, first: int, count: int) -> StackInputs:
@@ -47,7 +50,9 @@ def forward(inputs: StackInputs, spec: StackSpec, want_features: bool, save: boo
         RuntimeError: `save` is asked for. Gradients of blended styles are those of `differentiable`.
     """
     if save:
-        raise RuntimeError("modfc_stack: with blend it keeps nothing for a backward; call functional.modfc_stack for gradients")
+        raise RuntimeError(
+            "modfc_stack: with blend it keeps nothing for a backward; call functional.modfc_stack for gradients"
+        )
     x, batch, pixels = inputs.x, inputs.batch, inputs.pixels
     _warn(x)
     rgb = empty_like_layout(x, batch, spec.rgb_channels if spec.rgb_after else 0, accumulation_dtype(x.dtype))
@@ -66,7 +71,7 @@ def forward(inputs: StackInputs, spec: StackSpec, want_features: bool, save: boo
 
 
 def differentiable(inputs: StackInputs, spec: StackSpec) -> tuple[Tensor, Tensor]:
-    """Features (empty without layers) and RGB sum of a call with `inputs.blend`, connected to the graph of its inputs."""
+    """Features (empty without layers) and RGB sum of a call with `inputs.blend`, connected to its inputs' graph."""
     x = inputs.x
     _warn(x)
     # x is in its compute dtype already; a compiler can trace this context, not the operators' own

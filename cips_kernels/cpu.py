@@ -48,8 +48,8 @@ def _steps(plan: Plan, tiles: list[Tensor], size: int) -> list[_Step]:
 
 
 def _saved(activations: Tensor, inputs: StackInputs, spec: StackSpec) -> tuple[list[Tensor], list[Tensor]]:
-    """Views `[B, P, O]` of what is saved, in the memory order of `x`: the outputs of all layers but the last, and what each
-    residual block's last layer gave before the addition."""
+    """Views `[B, P, O]` of what is saved, in the memory order of `x`: the outputs of all layers but the last, and what
+    each residual block's last layer gave before the addition."""
     sizes = (spec.widths, inputs.batch, inputs.pixels)
     outputs = [activation(activations, *sizes, layer) for layer in range(spec.depth - 1)]
     summands = [summand(activations, *sizes, spec.blocks, block) for block in range(len(spec.blocks))]
@@ -78,7 +78,8 @@ def forward(
     """Serve a forward call: the last layer's features, the RGB sum, and what the backward needs.
 
     What is saved: features and activations as `packing` plans them, but where `x` is channel-major each region holds
-    `[B, O, P]`; of a block's last layer `y / sqrt(2)`, which has the sign of y. The backward makes its matrices anew, so `mods` is empty.
+    `[B, O, P]`; of a block's last layer `y / sqrt(2)`, which has the sign of y. The backward makes its matrices anew,
+    so `mods` is empty.
     """
     x, batch, depth = inputs.x, inputs.batch, spec.depth
     plan = Plan(inputs, spec)

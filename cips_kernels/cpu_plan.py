@@ -7,8 +7,8 @@ A level is a layer and the ToRGBs that read the same input. For one image all it
 
 which acts on the input with two more columns, `X = [x, 1, n]`.
 
-Where a residual block ends, `(y + skip(x)) / sqrt(2)`, the layer's g takes the factor in: its output is `y / sqrt(2)`, to
-which `E x` is added, `E = c W / sqrt(2)` or `1 / sqrt(2)`.
+Where a residual block ends, `(y + skip(x)) / sqrt(2)`, the layer's g takes the factor in: its output is `y / sqrt(2)`,
+to which `E x` is added, `E = c W / sqrt(2)` or `1 / sqrt(2)`.
 """
 
 from __future__ import annotations

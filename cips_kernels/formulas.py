@@ -1,7 +1,7 @@
 """The formulas of the specification, one layer or one block at a time, in plain PyTorch on `[B, P, C]` tensors.
 
-`reference` joins them to a stack. Names follow the mathematics there: image b, pixel p, input channel j, output channel i;
-`c = 1 / sqrt(I)`. Each is twice differentiable, the written-out backwards included.
+`reference` joins them to a stack. Names follow the mathematics there: image b, pixel p, input channel j, output channel
+i; `c = 1 / sqrt(I)`. Each is twice differentiable, the written-out backwards included.
 """
 
 from __future__ import annotations
@@ -182,8 +182,8 @@ def blended_product(
     """The product of a layer whose style at pixel p is `s_p = sum_k blend_pk styles_k`: `a = d * (c W (s * x))`.
 
     The norm of a row, `sum_j (c W_ij s_pj)^2`, is a quadratic form in the K weights of the blend. Its coefficients
-    `q_kl,i = sum_j (c W_ij)^2 s_kj s_lj`, of which K (K + 1) / 2 differ, are those of the image, so what a pixel adds to the
-    work is small: nothing of size `[P, O, I]` is ever made.
+    `q_kl,i = sum_j (c W_ij)^2 s_kj s_lj`, of which K (K + 1) / 2 differ, are those of the image, so what a pixel adds
+    to the work is small: nothing of size `[P, O, I]` is ever made.
 
         d_pi = 1 / sqrt(sum_{k <= l} m_kl blend_pk blend_pl q_kl,i + eps),     m_kl = 1 if k = l, otherwise 2
 

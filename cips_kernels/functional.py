@@ -292,21 +292,22 @@ def modfc_stack(
         rgb_after: layer (from 0) after which each ToRGB reads; -1 reads `x`.
         skip: added to the RGB sum.
         noise: as in `modfc`; given noise is `[L, B, P]`.
-        blocks: (first, last) layer of each residual block, in order and apart. What the layer and the ToRGBs after `last`
-            read is `(y_last + skip(x_first)) / sqrt(2)`, with `y_last` the output of layer `last` and `x_first` the input
-            of layer `first`.
-        skip_weights: for each block None where both have as many channels, since the skip is then the identity, otherwise
-            `[O, I]` of `skip(x) = W x / sqrt(I)`. May be left out where all are None.
-        blend: `[P, K]` for all images or `[B, P, K]`, floating: then styles and rgb_styles are `[B, K, I]`, and the style of
-            pixel p is `s_p = sum_k blend_pk s_k`, demodulated exactly: `y = d_p * (c W (s_p * x))`, `d_p` from `s_p`. Styles are
-            outputs of affine maps, so where a pixel's weights add up to one this is what the blend of their inputs w
-            would give. Served by the reference formulation, twice differentiable in everything, blend included; without
-            gradients in chunks of pixels, so that memory beyond the result does not grow with their number.
+        blocks: (first, last) layer of each residual block, in order and apart. What the layer and the ToRGBs after
+            `last` read is `(y_last + skip(x_first)) / sqrt(2)`, with `y_last` the output of layer `last` and `x_first`
+            the input of layer `first`.
+        skip_weights: for each block None where both have as many channels, since the skip is then the identity,
+            otherwise `[O, I]` of `skip(x) = W x / sqrt(I)`. May be left out where all are None.
+        blend: `[P, K]` for all images or `[B, P, K]`, floating: then styles and rgb_styles are `[B, K, I]`, and the
+            style of pixel p is `s_p = sum_k blend_pk s_k`, demodulated exactly: `y = d_p * (c W (s_p * x))`, `d_p` from
+            `s_p`. Styles are outputs of affine maps, so where a pixel's weights add up to one this is what the blend of
+            their inputs w would give. Served by the reference formulation, twice differentiable in everything, blend
+            included; without gradients in chunks of pixels, so that memory beyond the result does not grow with their
+            number.
         want_features: False saves the last layer's output where only RGB is wanted.
 
     Returns:
-        `(features, rgb)`: the output of the last layer, or of the block that ends with it (None unless wanted, or without layers) and the RGB sum (float32; None without ToRGBs),
-        in the layout of `x`.
+        `(features, rgb)`: the output of the last layer, or of the block that ends with it (None unless wanted, or
+        without layers) and the RGB sum (float32; None without ToRGBs), in the layout of `x`.
 
     Raises:
         ValueError, TypeError: naming the argument, what came and what was expected.

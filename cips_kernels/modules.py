@@ -218,21 +218,21 @@ class FusedModFCStack(nn.Module):
         rgb_after: layers (from 0) after which a ToRGB reads. By default every second layer, the last included: the
             paper's 15 layers have 7.
         out_channels: channels C of the image.
-        blocks: (first, last) layer of each residual block, in order and apart: `(y_last + skip(x_first)) / sqrt(2)` takes
-            the place of the last layer's output (CIPSres). Block k has a parameter `skips.<k>`, `[O, I]`, normal at first
-            and used as `W / sqrt(I)`, unless it keeps the number of channels: then the skip is the identity.
+        blocks: (first, last) layer of each residual block, in order and apart: `(y_last + skip(x_first)) / sqrt(2)`
+            takes the place of the last layer's output (CIPSres). Block k has a parameter `skips.<k>`, `[O, I]`, normal
+            at first and used as `W / sqrt(I)`, unless it keeps the number of channels: then the skip is the identity.
         demodulate, bias, noise, negative_slope, gain, eps: of every layer, as in `FusedModFC`.
         backend: see `cips_kernels.backends`.
 
     Call:
-        `stack(x, style, noise=None, *, coords=None, skip=None, blend=None, layout=None, return_features=False)`; `x` as in
-        `FusedModFC`, or batch 1 shared by all images, or an `Encoding`; `style` `[B, style_dim]`, or `[B, L + K, style_dim]`, one for each
-        layer and then each ToRGB; given noise `[L, B, P]`. Returns the RGB sum (float32) in the layout of `x`, with the
-        features in front where asked for.
+        `stack(x, style, noise=None, *, coords=None, skip=None, blend=None, layout=None, return_features=False)`; `x` as
+        in `FusedModFC`, or batch 1 shared by all images, or an `Encoding`; `style` `[B, style_dim]`, or `[B, layers and
+        ToRGBs, style_dim]`, one for each layer and then each ToRGB; given noise `[L, B, P]`.
+        Returns the RGB sum (float32) in the layout of `x`, with the features in front where asked for.
 
         With `blend=` `[P, K]` or `[B, P, K]` every pixel has a style of its own, a blend of the image's K: `style` is
-        `[B, K, style_dim]`, or `[B, K, layers and ToRGBs, style_dim]`. What is blended is the outputs of the affine maps; where
-        a pixel's weights add up to one, that is the same as to blend `style`. See `functional.modfc_stack`.
+        `[B, K, style_dim]`, or `[B, K, layers and ToRGBs, style_dim]`. What is blended is the outputs of the affine
+        maps; where a pixel's weights add up to one, that is the same as to blend `style`. See `functional.modfc_stack`.
     """
 
     def __init__(
@@ -314,7 +314,8 @@ class FusedModFCStack(nn.Module):
             _check_style(style, self.layers[0].affine, "[B, K, {}]", "[B, K, layers and ToRGBs, {}]")
             count = len(self.layers) + len(self.to_rgbs)
             if style.dim() == 4 and style.shape[2] != count:
-                raise ValueError(f"style: expected [B, K, {count}, {self.style_dim}], one for each layer and ToRGB, got {describe(style)}")
+                expected = f"[B, K, {count}, {self.style_dim}], one for each layer and ToRGB"
+                raise ValueError(f"style: expected {expected}, got {describe(style)}")
             styles = [s.unflatten(0, style.shape[:2]) for s in self.styles(style.flatten(0, 1))]
         depth, first = len(self.layers), self.layers[0]
         features, rgb = functional.modfc_stack(

@@ -30,8 +30,14 @@ from .spec import Needs, StackGrads, StackInputs, StackSaved, StackSpec, empty_l
 
 _library = torch.library.Library("cips_kernels", "DEF")
 
-_TENSORS = "Tensor x, Tensor weights, Tensor styles, Tensor biases, Tensor noise_strengths, Tensor? skip, Tensor? seed, Tensor? noise, Tensor? coords, Tensor? blend"
-_SPEC = "int[] widths, int[] rgb_after, int rgb_channels, bool demodulate, float negative_slope, float gain, float eps, int first_layer, int[] blocks"
+_TENSORS = (
+    "Tensor x, Tensor weights, Tensor styles, Tensor biases, Tensor noise_strengths, Tensor? skip, Tensor? seed,"
+    " Tensor? noise, Tensor? coords, Tensor? blend"
+)
+_SPEC = (
+    "int[] widths, int[] rgb_after, int rgb_channels, bool demodulate, float negative_slope, float gain, float eps,"
+    " int first_layer, int[] blocks"
+)
 # outputs take the memory order of `x`, so a compiler may not hand `x` over in another
 _TAGS = (torch.Tag.pt2_compliant_tag, getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order))
 _library.define(

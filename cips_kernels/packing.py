@@ -51,8 +51,8 @@ class Skip:
 
 @dataclass(frozen=True)
 class Packing:
-    """The plan of one stack for one batch size. Lengths are in elements. `skips` has an entry a block, None where the skip
-    is the identity."""
+    """The plan of one stack for one batch size. Lengths are in elements. `skips` has an entry a block, None where the
+    skip is the identity."""
 
     layers: tuple[Matrix, ...]
     rgbs: tuple[Matrix, ...]
@@ -156,8 +156,9 @@ def activation_offsets(
 
     First what the layers `1..L-1` read: the outputs of `0..L-2`, or of the blocks that end with them. Then, for each
     residual block, what its last layer gave before the addition: the backward needs its sign, which the sum no longer
-    tells. It costs one more activation a block. One bit a number would do, but the kernels of the backward read signs off
-    an activation, and recomputing the sums instead would keep all of them alive at once where blocks follow one another.
+    tells. It costs one more activation a block. One bit a number would do, but the kernels of the backward read signs
+    off an activation, and recomputing the sums instead would keep all of them alive at once where blocks follow one
+    another.
     """
     offsets = [0]
     for width in _saved_widths(widths, blocks):

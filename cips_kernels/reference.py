@@ -81,7 +81,7 @@ def layer_noise(inputs: StackInputs, spec: StackSpec, layer: int) -> Tensor | No
 
 
 def modulate_all(inputs: StackInputs, spec: StackSpec) -> list[Tensor]:
-    """Modulated weights of every matrix, layers then ToRGBs, in the dtype of `x`; none where styles are blended by pixel."""
+    """Modulated weights of every matrix, layers then ToRGBs, in the dtype of `x`; none where styles are blended."""
     if inputs.blend is not None:
         return []
     packing = spec.packing(inputs.batch)
@@ -185,7 +185,8 @@ def stack_gradients(
     mods: Sequence[Tensor],
     summands: Sequence[Tensor] = (),
 ) -> StackGrads:
-    """The written-out backward of the stack: every gradient, from the outputs' gradients and what `stack_layers` found."""
+    """The written-out backward of the stack: every gradient, from the outputs' gradients and what `stack_layers` found.
+    A style an image; where styles are blended, gradients are autograd's."""
     packing = spec.packing(inputs.batch)
     x0 = inputs.x.expand(inputs.batch, -1, -1)
     wide = accumulation_dtype(x0.dtype)

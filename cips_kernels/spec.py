@@ -32,8 +32,8 @@ class StackSpec:
         eps: added to the squared norm.
         first_layer: number of layer 0 in the noise's counter.
         blocks: (first, last) layer of each residual block, in order and apart: the block's output, which the next layer
-            and the ToRGBs after `last` read, is `(y_last + skip(x_first)) / sqrt(2)`. The skip is the identity where both
-            are as wide, otherwise a matrix among the weights.
+            and the ToRGBs after `last` read, is `(y_last + skip(x_first)) / sqrt(2)`. The skip is the identity where
+            both are as wide, otherwise a matrix among the weights.
     """
 
     widths: tuple[int, ...]
@@ -72,8 +72,9 @@ class StackSpec:
         return self.gain if self.block_to(layer) is None else self.gain * SQRT_HALF
 
     def output_buffers(self) -> list[int]:
-        """For each layer the number of the buffer that its output may lie in, where nothing is kept: not the one that it
-        reads, nor the one that holds the input of a block that goes on. Two are enough without blocks, three with them."""
+        """For each layer the number of the buffer that its output may lie in, where nothing is kept: not the one that
+        it reads, nor the one that holds the input of a block that goes on. Two are enough without blocks, three with
+        them."""
         buffers: list[int] = []
         for layer in range(self.depth):
             held = [first for first, last in self.blocks if first < layer <= last]
@@ -95,8 +96,8 @@ class StackInputs(NamedTuple):
         seed: int64 scalar for counter noise, or None.
         noise: `[L, B, P]` given noise, or None. At most one of `seed` and `noise` is set.
         coords: float32 `[P, 2]` or `[B, P, 2]`, or None.
-        blend: weights `[P, K]` or `[B, P, K]`, in the dtype of the parameters, of the K styles at each pixel, whose style
-            is `sum_k blend_pk styles_k`; None: one style an image.
+        blend: weights `[P, K]` or `[B, P, K]`, in the dtype of the parameters, of the K styles at each pixel, whose
+            style is `sum_k blend_pk styles_k`; None: one style an image.
     """
 
     x: Tensor
@@ -123,7 +124,7 @@ class StackInputs(NamedTuple):
         return self.seed is not None or self.noise is not None
 
     def cut(self, first: int, count: int) -> StackInputs:
-        """The call on pixels `first .. first + count - 1`; where noise is keyed by index, the caller counts from `first`."""
+        """The call on pixels `first .. first + count - 1`; noise keyed by index is for the caller to count on."""
 
         def narrow(t: Tensor | None, dim: int) -> Tensor | None:
             return None if t is None else t.narrow(dim, first, count)

@@ -53,7 +53,7 @@ def to_rgb(x: Tensor, weight: Tensor, style: Tensor, bias: Tensor | None, skip: 
 
 
 def residual(y: Tensor, x: Tensor, weight: Tensor | None) -> Tensor:
-    """The published residual block's sum on planes: a 1x1 convolution of equalised learning rate, or nothing, on `x`."""
+    """The published block's sum on planes: `x` through a 1x1 convolution of equalised learning rate, or as it is."""
     skip = x if weight is None else F.conv2d(x, weight[:, :, None, None] * (1 / math.sqrt(weight.shape[1])))
     return (y + skip) / math.sqrt(2)
 

@@ -1,5 +1,5 @@
-"""A style a pixel as a blend of K: against a grouped convolution pixel by pixel, against the formulation of a style a pixel,
-and what it promises of memory, chunks and errors."""
+"""A style a pixel as a blend of K: against a grouped convolution pixel by pixel, against the formulation of a style a
+pixel, and what it promises of memory, chunks and errors."""
 
 from __future__ import annotations
 
@@ -106,7 +106,9 @@ def test_a_single_style_is_the_ordinary_stack(name, backend):
     case = make(name, 1, noise=5)
     assert torch.equal(case.blend, torch.ones_like(case.blend))
     plain = StackCase(**{**vars(case.map(lambda key, t: t[:, 0] if "styles" in key else t)), "blend": None})
-    for value, want in zip(case.call(functional.modfc_stack, backend=backend), plain.call(functional.modfc_stack, backend=backend)):
+    for value, want in zip(
+        case.call(functional.modfc_stack, backend=backend), plain.call(functional.modfc_stack, backend=backend)
+    ):
         if want is not None:
             assert relative_error(value, want) < 1e-13
 
@@ -129,7 +131,9 @@ def test_hard_masks_cut_the_images_of_each_style(dtype):
 
 
 def test_styles_that_cancel_stay_finite():
-    case = make("layers", 2, dtype=torch.float32).map(lambda key, t: torch.stack((t[:, 0], -t[:, 0]), 1) if "styles" in key else t)
+    case = make("layers", 2, dtype=torch.float32).map(
+        lambda key, t: torch.stack((t[:, 0], -t[:, 0]), 1) if "styles" in key else t
+    )
     leaves = case.leaves()
     features, rgb = leaves.call(functional.modfc_stack, blend=torch.full((P, 2), 0.5, requires_grad=True))
     assert features.isfinite().all() and rgb.isfinite().all()
@@ -139,7 +143,9 @@ def test_styles_that_cancel_stay_finite():
 
 @pytest.mark.parametrize("name", ["layers", "blocks", "one-rgb"])
 def test_gradcheck_and_gradgradcheck(name):
-    options = dict(batch=2, pixels=2, noise="given", **{**CASES[name], "widths": (3, 2, 2, 2)[: len(CASES[name]["widths"])]})
+    options = dict(
+        batch=2, pixels=2, noise="given", **{**CASES[name], "widths": (3, 2, 2, 2)[: len(CASES[name]["widths"])]}
+    )
     case = random_stack(blended=2, dtype=torch.float64, **options).leaves()
 
     def stack(*leaves: Tensor):
@@ -159,7 +165,9 @@ def test_error_is_that_of_a_style_a_pixel(dtype):
         x = case.x
         for layer, (weight, style) in enumerate(zip(case.weights, case.styles)):
             styles = torch.einsum("bpk,bki->bpi", case.blend, style)
-            x = reference.modfc(x, weight, styles, case.biases[layer], case.noise[layer], case.noise_strengths[layer], layout="bpc")
+            x = reference.modfc(
+                x, weight, styles, case.biases[layer], case.noise[layer], case.noise_strengths[layer], layout="bpc"
+            )
         return x
 
     features, _ = case.call(functional.modfc_stack)
@@ -177,7 +185,9 @@ def test_chunks_of_pixels_are_the_whole(monkeypatch, name, noise):
     want = case.call(reference.modfc_stack, coords=coords)
     seen = []
     stack_layers = reference.stack_layers
-    monkeypatch.setattr(reference, "stack_layers", lambda inputs, *a: seen.append(inputs.pixels) or stack_layers(inputs, *a))
+    monkeypatch.setattr(
+        reference, "stack_layers", lambda inputs, *a: seen.append(inputs.pixels) or stack_layers(inputs, *a)
+    )
     monkeypatch.setattr(blended, "_CHUNK_ROWS", 4 * B)
     for value, expected in zip(case.call(functional.modfc_stack, coords=coords), want):
         if expected is not None:
@@ -195,7 +205,9 @@ def test_tiles_of_an_encoding_are_the_whole(monkeypatch, backend, places, shared
     case = random_stack((9, 8, 6), (0, 1), batch=2, pixels=12, shared=shared, blended=3, noise=3)
     case = StackCase(**{**vars(case), "x": encoding.encode(e)})
     want = case.call(reference.modfc_stack, coords=encoding.points(e))[1]
-    tiled = StackCase(**{**vars(case), "x": e}).call(functional.modfc_stack, layout=None, want_features=False, backend=backend)
+    tiled = StackCase(**{**vars(case), "x": e}).call(
+        functional.modfc_stack, layout=None, want_features=False, backend=backend
+    )
     torch.testing.assert_close(tiled[1], want, rtol=1e-5, atol=1e-5)
     whole = StackCase(**{**vars(case), "x": e}).call(functional.modfc_stack, layout=None, backend=backend)
     torch.testing.assert_close(whole[1], want, rtol=1e-5, atol=1e-5)
@@ -292,7 +304,9 @@ def test_the_cuda_backend_leaves_it_to_the_reference():
     pytest.importorskip("triton")
     from cips_kernels import cuda_stack
 
-    inputs, spec = make("layers", noise=None, dtype=torch.bfloat16).call(lambda x, *a, layout, **k: stack_call(x, *a, **k))
+    inputs, spec = make("layers", noise=None, dtype=torch.bfloat16).call(
+        lambda x, *a, layout, **k: stack_call(x, *a, **k)
+    )
     want = reference.stack_layers(inputs, spec, [])
     _, rgb, _ = cuda_stack.forward(inputs, spec, False, False)
     assert torch.equal(rgb, want.rgb)
@@ -350,15 +364,27 @@ def test_nothing_gives_nothing():
 
 
 ERRORS = {
-    "rank of style": (dict(style=torch.zeros(B, S)), ValueError, r"style: expected \[B, K, 5\] or \[B, K, layers and ToRGBs, 5\]"),
-    "layers of style": (dict(style=torch.zeros(B, 3, 3, S)), ValueError, r"style: expected \[B, K, 4, 5\], .* got float32 \[2, 3, 3, 5\]"),
+    "rank of style": (dict(style=torch.zeros(B, S)), ValueError, r"style: expected \[B, K, 5\] or \[B, K, layers and"),
+    "layers of style": (
+        dict(style=torch.zeros(B, 3, 3, S)),
+        ValueError,
+        r"style: expected \[B, K, 4, 5\], .* \[2, 3, 3, 5\]",
+    ),
     "batch of style": (dict(style=torch.zeros(3, 3, S)), ValueError, r"styles\[0\]: expected the batch size of x, 2"),
     "no style": (dict(style=torch.zeros(B, 0, S)), ValueError, r"styles\[0\]: expected at least one style to blend"),
-    "count": (dict(blend=torch.zeros(P, 2)), ValueError, r"blend: expected \[P, K\] = \[11, 3\], got float32 \[11, 2\]"),
+    "count": (
+        dict(blend=torch.zeros(P, 2)),
+        ValueError,
+        r"blend: expected \[P, K\] = \[11, 3\], got float32 \[11, 2\]",
+    ),
     "pixels": (dict(blend=torch.zeros(P - 1, 3)), ValueError, r"blend: expected \[P, K\] = \[11, 3\]"),
     "images": (dict(blend=torch.zeros(3, P, 3)), ValueError, r"blend: expected \[B, P, K\] = \[2, 11, 3\]"),
     "rank": (dict(blend=torch.zeros(3)), ValueError, r"blend: expected \[B, P, K\]"),
-    "ints": (dict(blend=torch.zeros(P, 3, dtype=torch.int64)), TypeError, r"blend: expected a floating-point tensor \[P, K\]"),
+    "ints": (
+        dict(blend=torch.zeros(P, 3, dtype=torch.int64)),
+        TypeError,
+        r"blend: expected a floating-point tensor \[P, K\]",
+    ),
     "a list": (dict(blend=[0.5, 0.5]), TypeError, r"blend: expected a floating-point tensor .* got list"),
     "device": (dict(blend=torch.zeros(P, 3, device="meta")), ValueError, "blend: is on meta but x is on cpu"),
     "infinite": (dict(blend=torch.full((P, 3), torch.inf)), ValueError, "blend: expected finite values, got inf"),
@@ -377,7 +403,9 @@ def test_errors_of_single_styles():
     case = make("layers", dtype=torch.float32)
     with pytest.raises(ValueError, match=r"styles\[0\]: expected \[B, K, I\]"):
         case.map(lambda name, t: t[:, 0] if name == "styles" else t).call(functional.modfc_stack)
-    with pytest.raises(ValueError, match=r"rgb_styles\[0\]: expected \[B, K, I\] = \[2, 3, 5\], got float32 \[2, 2, 5\]"):
+    with pytest.raises(
+        ValueError, match=r"rgb_styles\[0\]: expected \[B, K, I\] = \[2, 3, 5\], got float32 \[2, 2, 5\]"
+    ):
         case.map(lambda name, t: t[:, :2] if name == "rgb_styles" else t).call(functional.modfc_stack)
     with pytest.raises(ValueError, match=r"styles\[0\]: expected \[B, I\]"):
         StackCase(**{**vars(case), "blend": None}).call(functional.modfc_stack)

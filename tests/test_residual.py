@@ -1,5 +1,5 @@
-"""Residual blocks on every backend: the sum and its gradients, what is saved for them, where they live in the flat tensors,
-and the architecture that is built of them."""
+"""Residual blocks on every backend: the sum and its gradients, what is saved for them, where they live in the flat
+tensors, and the module that has them."""
 
 from __future__ import annotations
 
@@ -96,7 +96,10 @@ def test_a_single_gradient_is_what_it_is_among_all(wanted, backend):
 def test_skips_lie_behind_the_modulated_weights():
     widths, rgb_after, blocks = (6, 5, 5, 4, 4), (1, 3), ((0, 1), (2, 2), (3, 3))
     plain, plan = packing.pack(widths, rgb_after, 3, True, 2), StackSpec(widths, rgb_after, blocks=blocks).packing(2)
-    assert plan.matrices == plain.matrices and (plan.style_width, plan.bias_numel) == (plain.style_width, plain.bias_numel)
+    assert plan.matrices == plain.matrices and (plan.style_width, plan.bias_numel) == (
+        plain.style_width,
+        plain.bias_numel,
+    )
     assert plan.mod_numel == plain.mod_numel
     first, second, third = plan.skips
     assert (first.out_features, first.in_features, first.weight_offset) == (5, 6, plain.weight_numel)
@@ -120,7 +123,9 @@ def test_summands_are_kept_behind_the_outputs():
     assert [view.unique().tolist() for view in views] == [[1], [2], [3], [4]]
 
 
-@pytest.mark.parametrize("blocks", [(), ((0, 1), (2, 3)), ((1, 4), (5, 5)), ((0, 6),), ((3, 5),), ((1, 1), (2, 2), (3, 6))])
+@pytest.mark.parametrize(
+    "blocks", [(), ((0, 1), (2, 3)), ((1, 4), (5, 5)), ((0, 6),), ((3, 5),), ((1, 1), (2, 2), (3, 6))]
+)
 def test_no_output_is_written_over_what_is_read_again(blocks):
     spec = StackSpec((4,) * 8, (6,), blocks=blocks)
     buffers = spec.output_buffers()
@@ -154,7 +159,8 @@ def by_hand(stack: FusedModFCStack, x: Tensor, style: Tensor) -> Tensor:
         x = layer(x, style, "off")
         for k, (_, last) in enumerate(stack.blocks):
             if index == last:
-                skip = stack.skips[str(k)] if str(k) in stack.skips else math.sqrt(x.shape[2]) * torch.eye(x.shape[2], dtype=x.dtype)
+                one = math.sqrt(x.shape[2]) * torch.eye(x.shape[2], dtype=x.dtype)
+                skip = stack.skips[str(k)] if str(k) in stack.skips else one
                 x = (x + entered @ skip.t() / entered.shape[2] ** 0.5) / math.sqrt(2)
     return stack.to_rgbs[0](x, style)
 
@@ -162,7 +168,9 @@ def by_hand(stack: FusedModFCStack, x: Tensor, style: Tensor) -> Tensor:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_module(backend):
     stack = make(backend=backend)
-    assert [(name, tuple(p.shape)) for name, p in stack.named_parameters() if name.startswith("skips")] == [("skips.1", (6, 8))]
+    assert [(name, tuple(p.shape)) for name, p in stack.named_parameters() if name.startswith("skips")] == [
+        ("skips.1", (6, 8))
+    ]
     x, style = torch.randn(B, P, 9, dtype=torch.float64, requires_grad=True), torch.randn(B, S, dtype=torch.float64)
     got, want = stack(x, style, "off"), by_hand(stack, x, style)
     assert relative_error(got, want) < 1e-12
@@ -177,7 +185,9 @@ def test_skips_start_normal_and_keep_the_variance():
     torch.manual_seed(0)
     stack = FusedModFCStack([64, 96, 96], 8, blocks=[(0, 1)])
     skip = stack.skips["0"]
-    assert skip.shape == (96, 64) and skip.std().item() == pytest.approx(1.0, abs=0.05) and abs(skip.mean().item()) < 0.05
+    assert (
+        skip.shape == (96, 64) and skip.std().item() == pytest.approx(1.0, abs=0.05) and abs(skip.mean().item()) < 0.05
+    )
     features, _ = stack(torch.randn(4, 500, 64), torch.zeros(4, 8), return_features=True)
     assert features.square().mean().item() == pytest.approx(1.02, abs=0.15)
 
@@ -233,17 +243,29 @@ ERRORS = {
     "too deep": (dict(blocks=[(2, 4)]), ValueError, r"blocks\[0\]: expected 0 <= first <= last < 4, got \(2, 4\)"),
     "negative": (dict(blocks=[(-1, 1)]), ValueError, r"blocks\[0\]: expected 0 <= first"),
     "backwards": (dict(blocks=[(1, 0)]), ValueError, r"blocks\[0\]: expected 0 <= first <= last < 4, got \(1, 0\)"),
-    "overlap": (dict(blocks=[(0, 1), (1, 2)]), ValueError, r"blocks\[1\]: .* behind layer 1 of the block before, got \(1, 2\)"),
+    "overlap": (
+        dict(blocks=[(0, 1), (1, 2)]),
+        ValueError,
+        r"blocks\[1\]: .* behind layer 1 of the block before, got \(1, 2\)",
+    ),
     "disorder": (dict(blocks=[(2, 3), (0, 1)]), ValueError, r"blocks\[1\]: .* behind layer 3"),
 }
 WEIGHTS = {
     "missing": ([None, None], TypeError, r"skip_weights\[0\]: expected a tensor \[O, I\], got NoneType"),
     "left out": ([], TypeError, r"skip_weights\[0\]: expected a tensor"),
     "count": ([None], ValueError, r"skip_weights: expected 2 entries, one for each block, got 1"),
-    "shape": ([torch.zeros(6, 5), None], ValueError, r"skip_weights\[0\]: expected \[O, I\] = \[5, 6\], got float32 \[6, 5\]"),
+    "shape": (
+        [torch.zeros(6, 5), None],
+        ValueError,
+        r"skip_weights\[0\]: expected \[O, I\] = \[5, 6\], got float32 \[6, 5\]",
+    ),
     "dtype": ([torch.zeros(5, 6).half(), None], TypeError, r"skip_weights\[0\]: expected float32"),
     "device": ([torch.zeros(5, 6, device="meta"), None], ValueError, r"skip_weights\[0\]: is on meta but x is on cpu"),
-    "one too many": ([torch.zeros(5, 6), torch.zeros(5, 5)], ValueError, r"skip_weights\[1\]: expected None, since the block keeps 5"),
+    "one too many": (
+        [torch.zeros(5, 6), torch.zeros(5, 5)],
+        ValueError,
+        r"skip_weights\[1\]: expected None, since the block keeps 5",
+    ),
 }
 
 

@@ -1,7 +1,7 @@
 """Residual blocks between the layers' launches: `z = (y + skip(x)) / sqrt(2)`, and its backward.
 
-The kernel of a block's last layer takes the factor in its gain, so that its output is `y / sqrt(2)`; what is left is one
-addition of `x / sqrt(2)`, or one product that adds to it, `c W x / sqrt(2)`: PyTorch's own, summed in float32.
+The kernel of a block's last layer takes the factor in its gain, so that its output is `y / sqrt(2)`; what is left is
+one addition of `x / sqrt(2)`, or one product that adds to it, `c W x / sqrt(2)`: PyTorch's own, summed in float32.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ def _scale(skip: Skip) -> float:
 
 
 def add_skip(y: Tensor, x: Tensor, weight: Tensor | None, skip: Skip | None, out: Tensor) -> None:
-    """`y + skip(x) / sqrt(2)` into `out` `[B, P, O]`, which may be `y`; `x` `[B or 1, P, I]`, `weight` `[O, I]` if any."""
+    """`y + skip(x) / sqrt(2)` into `out` `[B, P, O]`, which may be `y`; `x` `[B or 1, P, I]`, `weight` `[O, I]` if any.
+    """
     if weight is None or skip is None:
         torch.add(y, x, alpha=SQRT_HALF, out=out)
         return

@@ -174,7 +174,8 @@ class _Backward:
         return _skip_weight(self.inputs, self.spec, block), self.packing.skips[block]
 
     def activate(self, h: Tensor, act: Tensor, layer: int) -> tuple[Tensor, layers.Parts | None]:
-        """`u` of `layer` and its parts, from the gradient `h` of what is read after it, `act`: its output, or its block's."""
+        """`u` of `layer` and its parts, from the gradient `h` of what is read after it, `act`: its output, or that
+        of its block."""
         block = self.spec.block_to(layer)
         if block is None:
             return layers.head(h, act, None, None, self.wants_parts, self.spec)
@@ -182,7 +183,7 @@ class _Backward:
         return layers.head(h, self.summands[block], None, None, self.wants_parts, self.at_end)
 
     def leave_block(self, h: Tensor | None, x: Tensor, block: int) -> None:
-        """Add the skip's share to the gradient `h` of a block's input `x`, where it is wanted; and its matrix's gradient."""
+        """Add the skip's share to the gradient `h` of a block's input `x`, if wanted; and its matrix's own gradient."""
         weight, skip = self.skip(block)
         if h is not None:
             residual.add_skip_grad(h, self.block_grad, weight, skip)

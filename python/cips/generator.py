@@ -363,7 +363,8 @@ def stack_noise(noise: str | int | Tensor, device: torch.device) -> str | int | 
 
 
 def _pixel_weights(blend: Tensor, shape: tuple[int, ...], w: Tensor) -> Tensor:
-    """The weights of the styles `w` `[B, K, ...]` at points of `shape` as the stack takes them, `[P, K]` or `[B, P, K]`."""
+    """The weights of the styles `w` `[B, K, ...]` at points of `shape`, as the stack takes them: `[P, K]` or `[B, P,
+    K]`."""
     batch, count = w.shape[:2]
     forms = ((*shape, count), (batch, *shape, count))
     if not isinstance(blend, Tensor) or not blend.is_floating_point():
