@@ -263,7 +263,14 @@ def _split_synthesis(args: Sequence) -> tuple[Encoding, StackInputs, StackSpec, 
 
 def _synthesis(*args) -> Tensor:
     encoding, inputs, spec, backend = _split_synthesis(args)
-    rgb = _synthesis_fake(*args)
+    try:
+        rgb = _synthesis_fake(*args)
+    except RuntimeError as error:
+        needed = inputs.batch * encoding.pixels * spec.rgb_channels
+        raise torch.OutOfMemoryError(
+            f"size: the colours of {inputs.batch} x {encoding.pixels} pixels need "
+            f"{needed * inputs.weights.itemsize} bytes on {inputs.weights.device}, which it cannot give"
+        ) from error
     with operator_context(rgb.device):
         module = _module(backend, inputs)
         if backend == "cuda":

@@ -261,3 +261,10 @@ def test_no_warning_where_nothing_is_slower():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         colours(case, make(size=(4, 5)))
+
+
+def test_an_image_too_large_for_memory_says_so():
+    e = Encoding(torch.randn(2, 2), torch.randn(2), size=(1_000_000, 1_000_000))
+    stack = FusedModFCStack([2, 4], 3)
+    with torch.no_grad(), pytest.raises(torch.OutOfMemoryError, match="size: the colours of 1 x 1000000000000 pixels need 12000000000000 bytes on cpu"):
+        stack(e, torch.randn(1, 3))
