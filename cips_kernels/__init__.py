@@ -4,6 +4,7 @@ from . import functional, reference
 from .backends import backends, use_backend
 from .encoding import Encoding
 from .modules import FusedModFC, FusedModFCStack, FusedToRGB
+from .patch import PatchReport, patch, unpatch
 from .prepared import PreparedStack
 
 __version__ = "0.1.0"
@@ -12,9 +13,12 @@ __all__ = [
     "FusedModFC",
     "FusedModFCStack",
     "FusedToRGB",
+    "PatchReport",
     "PreparedStack",
     "backends",
     "functional",
+    "patch",
     "reference",
+    "unpatch",
     "use_backend",
 ]
