@@ -173,6 +173,13 @@ def split_noise(noise: Noise, depth: int, batch: int, x: Tensor) -> tuple[Tensor
     return None, given.to(accumulation_dtype(x.dtype))
 
 
+def check_save(save: str) -> str:
+    """`save`, or ValueError where nothing is called so."""
+    if save not in ("all", "some", "none"):
+        raise ValueError(f"save: expected 'all', 'some' or 'none', got {save!r}")
+    return save
+
+
 def check_scalars(negative_slope: float, gain: float, eps: float) -> None:
     """The ranges for which the sign of the output tells the sign before the activation."""
     for name, value, strict in (("negative_slope", negative_slope, False), ("gain", gain, True), ("eps", eps, False)):

@@ -11,8 +11,9 @@ from .cuda import modulate, modulate_backward
 from .encoding import Encoding, by_tiles
 from .spec import Needs, StackGrads, StackInputs, StackSaved, StackSpec, empty_like_layout
 from .triton import stack
+from .triton.layers import noise_values
 
-__all__ = ["backward", "forward", "modulate", "modulate_backward", "synthesis"]
+__all__ = ["backward", "forward", "modulate", "modulate_backward", "noise_values", "synthesis"]
 
 
 def forward(inputs: StackInputs, spec: StackSpec, want_features: bool, save: bool) -> tuple[Tensor, Tensor, StackSaved]:

@@ -12,13 +12,14 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from . import blended, cuda, ops, reference
+from . import blended, cuda, ops, reference, segments
 from .arguments import (
     COMPUTE_DTYPES,
     Noise,
     activation_slope,
     as_compute,
     autocast_on,
+    check_save,
     check_scalars,
     expect_finite,
     expect_parameter,
@@ -41,15 +42,35 @@ def _needs_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def _run(inputs: StackInputs, spec: StackSpec, want_features: bool, backend: str) -> tuple[Tensor, Tensor]:
-    colours_only = bool(spec.depth and spec.rgb_after) and not want_features and not _needs_gradient(*inputs)
+def _run(
+    inputs: StackInputs, spec: StackSpec, want_features: bool, backend: str, save: str = "all"
+) -> tuple[Tensor, Tensor]:
+    differentiated = _needs_gradient(*inputs)
+    if save == "some" and differentiated and inputs.blend is None and len(segments.bounds(spec)) > 1:
+        return _run_segments(inputs, spec, want_features, backend)
+    colours_only = bool(spec.depth and spec.rgb_after) and not want_features and not (differentiated and save == "all")
     name = resolve(backend, inputs.x.device, inputs.x.dtype, colours_only)
     if inputs.batch * inputs.pixels == 0:
         # an empty launch is an error on a GPU; the reference keeps shapes and the graph
         name = "reference"
-    if inputs.blend is not None and _needs_gradient(*inputs):
+    if inputs.blend is not None and differentiated:
         return blended.differentiable(inputs, spec)
-    return ops.run_stack(inputs, spec, want_features, name)
+    return ops.run_stack(inputs, spec, want_features, name, save == "all")
+
+
+def _run_segments(
+    inputs: StackInputs, spec: StackSpec, want_features: bool, backend: str
+) -> tuple[Tensor, Tensor]:
+    """A stack of which a backward finds the inputs of every segment kept."""
+    x, rgb, skip = inputs.x, None, inputs.skip
+    for begin, end in segments.bounds(spec):
+        part, part_spec = segments.segment(inputs, spec, begin, end)
+        has_rgb = bool(part_spec.rgb_after)
+        wanted = want_features or end < spec.depth
+        x, found = _run(part._replace(x=x, skip=skip if has_rgb else None), part_spec, wanted, backend, "none")
+        if has_rgb:
+            rgb = skip = found
+    return x, rgb if rgb is not None else ops.rgb_like(inputs, spec)
 
 
 def modulate(
@@ -275,6 +296,7 @@ def modfc_stack(
     blend: Tensor | None = None,
     layout: str | None = None,
     want_features: bool = True,
+    save: str = "all",
     backend: str = "auto",
 ) -> tuple[Tensor | None, Tensor | None]:
     """The layers and skips of a whole generator as one operator.
@@ -304,6 +326,10 @@ def modfc_stack(
             included; without gradients in chunks of pixels, so that memory beyond the result does not grow with their
             number.
         want_features: False saves the last layer's output where only RGB is wanted.
+        save: what is kept for a backward. "all": every layer's output. "none": the inputs alone; the backward runs the
+            forward again, an image or a tile of pixels at a time, whose activations are all that it then holds. "some":
+            the inputs of every few layers, about as many as the square root of the depth. Without gradients nothing is
+            kept. Gradients differ in the last bits, since sums over pixels are taken in other parts.
 
     Returns:
         `(features, rgb)`: the output of the last layer, or of the block that ends with it (None unless wanted, or
@@ -315,13 +341,16 @@ def modfc_stack(
     """
     if not len(weights) + len(rgb_weights):
         raise ValueError("weights: expected at least one layer or ToRGB, got none")
+    check_save(save)
+    if blend is not None and save != "all":
+        raise ValueError(f"save: expected 'all' with a blend, whose gradients are autograd's, got {save!r}")
     if isinstance(x, Encoding):
         if coords is not None or layout not in (None, "bpc"):
             raise ValueError("coords, layout: expected None and 'bpc' beside an Encoding, which has its own points")
         parts = (weights, styles, biases, noise_strengths, rgb_weights, rgb_styles, rgb_biases, rgb_after)
         options = dict(noise=noise, demodulate=demodulate, negative_slope=negative_slope, gain=gain, eps=eps,
                        blocks=blocks, skip_weights=skip_weights, blend=blend)  # fmt: skip
-        return _encoded_stack(x, parts, skip, options, want_features, backend)
+        return _encoded_stack(x, parts, skip, options, want_features, save, backend)
     x = as_compute(x)
     first = weights[0] if len(weights) else rgb_weights[0]
     expect_shape("weights[0]" if len(weights) else "rgb_weights[0]", first, (None, None), "[O, I]")
@@ -331,13 +360,13 @@ def modfc_stack(
         skip_to_pixels(skip, name, x), noise=noise, coords=coords, demodulate=demodulate,
         negative_slope=negative_slope, gain=gain, eps=eps, blocks=blocks, skip_weights=skip_weights, blend=blend,
     )  # fmt: skip
-    features, rgb = _run(inputs, spec, want_features, backend)
+    features, rgb = _run(inputs, spec, want_features, backend, save)
     kept = from_pixels(features, name, x) if want_features and spec.depth else None
     return kept, from_pixels(rgb, name, x) if spec.rgb_after else None
 
 
 def _encoded_stack(
-    e: Encoding, parts: Sequence, skip: Tensor | None, options: dict, want_features: bool, backend: str
+    e: Encoding, parts: Sequence, skip: Tensor | None, options: dict, want_features: bool, save: str, backend: str
 ) -> tuple[Tensor | None, Tensor | None]:
     """A stack over an encoding: made as a whole where a gradient or features are wanted, otherwise never."""
     check_encoding(e)
@@ -354,7 +383,7 @@ def _encoded_stack(
     if whole or _needs_gradient(*inputs, weight, e.fourier_bias, e.table, e.coords):
         encoded = encode(e)
         inputs = inputs._replace(x=encoded[:0] if none else encoded, coords=points(e).detach().float())
-        features, rgb = _run(inputs, spec, want_features, backend)
+        features, rgb = _run(inputs, spec, want_features, backend, save)
         return (features if want_features and spec.depth else None), (rgb if spec.rgb_after else None)
     name = resolve(backend, x.device, dtype, True)
     return None, ops.run_synthesis(e, inputs, spec, name)

@@ -14,6 +14,7 @@ from .arguments import (
     activation_slope,
     autocast_on,
     check_blocks,
+    check_save,
     check_scalars,
     describe,
     expect_device,
@@ -222,6 +223,7 @@ class FusedModFCStack(nn.Module):
             takes the place of the last layer's output (CIPSres). Block k has a parameter `skips.<k>`, `[O, I]`, normal
             at first and used as `W / sqrt(I)`, unless it keeps the number of channels: then the skip is the identity.
         demodulate, bias, noise, negative_slope, gain, eps: of every layer, as in `FusedModFC`.
+        save: what a backward finds kept, "all", "some" or "none"; see `functional.modfc_stack`. Blends keep all.
         backend: see `cips_kernels.backends`.
 
     Call:
@@ -249,6 +251,7 @@ class FusedModFCStack(nn.Module):
         negative_slope: float = 0.2,
         gain: float = SQRT2,
         eps: float = 1e-8,
+        save: str = "all",
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -264,6 +267,7 @@ class FusedModFCStack(nn.Module):
                 raise ValueError(f"rgb_after[{k}]: expected a layer from 0 to {depth - 1}, got {after}")
         options = dict(demodulate=demodulate, bias=bias, noise=noise, negative_slope=negative_slope, gain=gain, eps=eps)
         self.style_dim, self.out_channels, self.backend = style_dim, out_channels, check_name(backend)
+        self.save = check_save(save)
         self.layers = nn.ModuleList(
             FusedModFC(i, o, style_dim, backend=backend, **options) for i, o in zip(widths[:-1], widths[1:])
         )
@@ -340,10 +344,12 @@ class FusedModFCStack(nn.Module):
             blend=blend,
             layout=layout,
             want_features=return_features or not self.rgb_after,
+            save=self.save if blend is None else "all",
             backend=self.backend,
         )
         return (features, rgb) if return_features or not self.rgb_after else rgb
 
     def extra_repr(self) -> str:
         blocks = f", blocks={list(self.blocks)}" if self.blocks else ""
-        return f"style_dim={self.style_dim}, rgb_after={list(self.rgb_after)}{blocks}, backend={self.backend!r}"
+        save = f", save={self.save!r}" if self.save != "all" else ""
+        return f"style_dim={self.style_dim}, rgb_after={list(self.rgb_after)}{blocks}{save}, backend={self.backend!r}"

@@ -21,7 +21,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import blended, cuda, reference
+from . import blended, cuda, recompute, reference
 from .arguments import autocast_on
 from .backends import module as backend_module
 from .encoding import Encoding, by_tiles
@@ -132,9 +132,9 @@ def _stack_setup(ctx, inputs, output) -> None:
     features, _, activations, mods = output
     ctx.set_materialize_grads(False)  # a gradient of unused features would be a gigabyte of zeros
     ctx.mark_non_differentiable(activations, mods)
-    ctx.save_for_backward(*inputs[:_N_TENSORS], features, activations, mods)
+    # a call that kept nothing (save=False) runs again in its backward
+    ctx.save_for_backward(*inputs[:_N_TENSORS], features if inputs[-2] else activations, activations, mods)
     ctx.spec_values = inputs[_N_TENSORS : _N_TENSORS + _N_SPEC]
-    ctx.saved = inputs[-2]
     ctx.backend = inputs[-1]
 
 
@@ -143,8 +143,6 @@ def _stack_autograd(ctx, grad_features, grad_rgb, _grad_activations, _grad_mods)
     needs = ctx.needs_input_grad
     skip = tensors[5]
     grads: list[Tensor | None] = [None] * (_N_TENSORS + _N_SPEC + 3)
-    if not ctx.saved:
-        raise RuntimeError("modfc_stack: called with save=False, so its outputs have no gradient")
     widths, rgb_after = ctx.spec_values[:2]
     # a compiler may hand over gradients of outputs that are there in name only
     grad_features = grad_features if len(widths) > 1 else None
@@ -175,8 +173,13 @@ def _split_backward(args: Sequence) -> tuple[StackInputs, StackSaved, StackSpec,
 
 def _stack_backward(*args) -> tuple[Tensor, ...]:
     inputs, saved, spec, needs, backend = _split_backward(args)
+    module = backend_module(backend)
     with operator_context(inputs.x.device):
-        grads = backend_module(backend).backward(args[0], args[1], inputs, spec, saved, needs)
+        if spec.depth and saved.features.numel() == 0 < inputs.batch * inputs.pixels:  # nothing was kept
+            values = getattr(module, "noise_values", recompute.noise_values)
+            grads = recompute.backward(args[0], args[1], inputs, spec, needs, module, values)
+        else:
+            grads = module.backward(args[0], args[1], inputs, spec, saved, needs)
     return _present(grads, inputs, needs)
 
 
@@ -375,9 +378,12 @@ def _spec_values(spec: StackSpec) -> tuple:
     )  # fmt: skip
 
 
-def run_stack(inputs: StackInputs, spec: StackSpec, want_features: bool, backend: str) -> tuple[Tensor, Tensor]:
-    """Call the operator with a resolved backend: `(features, rgb)`, keeping what a backward needs only if one may come."""
-    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+def run_stack(
+    inputs: StackInputs, spec: StackSpec, want_features: bool, backend: str, keep: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Call the operator with a resolved backend: `(features, rgb)`, keeping what a backward needs only if one may come;
+    with `keep=False` the inputs alone."""
+    save = keep and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     features, rgb, _, _ = torch.ops.cips_kernels.modfc_stack(*inputs, *_spec_values(spec), want_features, save, backend)
     return features, rgb
 

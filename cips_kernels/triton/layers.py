@@ -47,7 +47,7 @@ class Arithmetic:
         return Arithmetic("tf32" if tf32 else "ieee", x.dtype != torch.float32 and not x.is_cuda)
 
 
-def noise_values(inputs: StackInputs, spec: StackSpec, first_pixel: int) -> Tensor | None:
+def noise_values(inputs: StackInputs, spec: StackSpec, first_pixel: int, first_image: int = 0) -> Tensor | None:
     """The noise of every layer, `[L, B, P]` float32 with adjacent pixels, or None where it is off."""
     given, seed, coords = inputs.noise, inputs.seed, inputs.coords
     if given is not None:
@@ -60,7 +60,7 @@ def noise_values(inputs: StackInputs, spec: StackSpec, first_pixel: int) -> Tens
     points = out if coords is None else coords.contiguous()
     counter_noise_kernel[(batch * triton.cdiv(pixels, block), spec.depth)](
         out, seed, points, points.stride(0) if coords is not None and coords.dim() == 3 else 0,
-        batch, pixels, first_pixel, spec.first_layer, COORDS=coords is not None, BLOCK_P=block, num_warps=4,
+        batch, pixels, first_pixel, spec.first_layer, first_image, COORDS=coords is not None, BLOCK_P=block, num_warps=4,
     )  # fmt: skip
     return out
 

@@ -28,9 +28,9 @@ def counter_noise(seed, c0, c1, image, layer):
     return tl.sqrt(-2.0 * tl.log(u)) * cos_turns((r1 >> 8).to(tl.float32) * 5.9604644775390625e-08)
 
 
-@triton.jit(do_not_specialize=["first_layer", "first_pixel"])
+@triton.jit(do_not_specialize=["first_layer", "first_pixel", "first_image"])
 def counter_noise_kernel(
-    out_ptr, seed_ptr, coords_ptr, stride_coords_b, batch, pixels, first_pixel, first_layer,
+    out_ptr, seed_ptr, coords_ptr, stride_coords_b, batch, pixels, first_pixel, first_layer, first_image,
     COORDS: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """Noise of every layer, `[L, B, P]` float32: program (pixels of one image, layer).
@@ -51,5 +51,5 @@ def counter_noise_kernel(
         index = offs_p + first_pixel
         c0 = (index & 0xFFFFFFFF).to(tl.uint32)
         c1 = (index >> 32).to(tl.uint32)
-    n = counter_noise(tl.load(seed_ptr), c0, c1, image, layer + first_layer)
+    n = counter_noise(tl.load(seed_ptr), c0, c1, image + first_image, layer + first_layer)
     tl.store(out_ptr + (layer.to(tl.int64) * batch + image) * pixels + offs_p, n, mask=inside)

@@ -11,9 +11,10 @@ from torch import Tensor
 from ..packing import Skip, activation, empty_activations, summand
 from ..spec import SQRT_HALF, Needs, StackGrads, StackInputs, StackSaved, StackSpec, empty_like_layout
 from . import layers, modulation, residual
+from .layers import noise_values
 from .modulation import modulate, modulate_backward
 
-__all__ = ["backward", "forward", "modulate", "modulate_backward"]
+__all__ = ["backward", "forward", "modulate", "modulate_backward", "noise_values"]
 
 # Rows (images x pixels) of one pass of inference: what lies between two layers is then at most 1 GB at width 512 in
 # bfloat16, whatever the image's size.
