@@ -153,7 +153,7 @@ def test_bad_input_is_one_line_and_status_2(checkpoint, tmp_path, capsys):
         (["sample", checkpoint, "--device=toaster"], "device: 'toaster' cannot be used"),
         (["sample", checkpoint, "--out", f"{checkpoint}/x.png"], "x.png: cannot be written"),
         (["sample", checkpoint, "--colour=red"], "--colour=red"),
-        (["info", "tiny"], "model: expected paper, residual, small, or the path"),
+        (["info", "tiny"], "model: expected paper, official, base, ne, no-fourier, residual, small, or the path"),
         (["info", str(broken)], "broken.safetensors"),
         (["train", "--size=65"], "size: expected a power of two"),
         (["train", "--size=big"], "size"),

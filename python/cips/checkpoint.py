@@ -18,8 +18,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
+from .config import GeneratorConfig
 from .errors import UsageError
-from .generator import Generator, GeneratorConfig
+from .generator import Generator
 
 GENERATOR_FORMAT = "cips.generator"
 TRAINING_FORMAT = "cips.training"

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from .checkpoint import load_generator
+from .config import presets
 from .errors import UsageError
-from .generator import Generator, presets
+from .generator import Generator
 from .pictures import image_grid, save_png, to_uint8
 from .sampler import Sampler
 from .training.config import DTYPES, TrainConfig
