@@ -11,12 +11,16 @@ layers.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from cips_kernels import FusedModFCStack
 
-from . import grids
+from . import grids, official
 from .config import GeneratorConfig, presets
 from .encodings import CoordinateEncoding
 from .layers import EqualLinear, PixelNorm
@@ -179,6 +183,58 @@ class Generator(nn.Module):
             z = torch.randn(count, self.config.style_dim, generator=random)
             total += self.mapping(z.to(total)).sum(0)
         return self.w_mean.copy_(total / samples)
+
+    @classmethod
+    def from_official(
+        cls,
+        state_dict_or_path: str | os.PathLike[str] | Mapping[str, Any],
+        *,
+        which: str | None = None,
+        size: int | tuple[int, int] | None = None,
+        mapping_lr_mul: float = 0.01,
+        dtype: torch.dtype | None = None,
+        backend: str = "auto",
+    ) -> Generator:
+        """The generator of a checkpoint of the official code, `CIPSskip` or `CIPSres`, in eval mode on the CPU.
+
+        Its images are the official ones in eval mode with `lookup="compat"`; `lookup="exact"` reads the table as the
+        official code does in training. The official files hold no mean w: it is estimated, as `estimate_w_mean` does.
+
+        Args:
+            state_dict_or_path: a `.pt` file, or what it holds: a bare state dict, or a training checkpoint's dict of
+                several. Keys may begin with `module.`.
+            which: of several state dicts the one to take; None: `g_ema`, or else `g`.
+            size: (height, width) of the image where it is not the table's: 1024 for the released `ffhq1024`, whose
+                table is 256x256.
+            mapping_lr_mul: `lr_mlp` of the official class, which no file tells.
+            dtype, backend: as in `Generator`.
+
+        Parameters are float64 for a float64 state dict, otherwise float32.
+
+        Raises:
+            UsageError: no such file, a damaged one or one that would run code, another kind of checkpoint, a sine as
+                activation, a key missing, extra or misshapen; naming the file and the key.
+            TypeError, ValueError: an argument of another kind, named.
+        """
+        name, state = official.read_official(state_dict_or_path, which, official.GENERATORS)
+        config = official.official_generator_config(name, state, size, mapping_lr_mul)
+        parameters = {entry.parameter: entry.to_parameter(state[entry.key]) for entry in official.entries(config)}
+        with torch.device("meta"):  # nothing is drawn that would be overwritten
+            generator = cls(config, dtype=dtype, backend=backend)
+        generator.to_empty(device="cpu").to(parameters["encoding.table.weight"].dtype)
+        generator.load_state_dict({**parameters, "w_mean": generator.w_mean})
+        generator.estimate_w_mean()
+        return generator.eval()
+
+    def to_official(self) -> dict[str, Tensor]:
+        """The state dict of the official class with these parameters, copied: the inverse of `from_official`, bit for
+        bit and in the official order. The image's size and `w_mean` have no place in it.
+
+        Raises:
+            ValueError: the official classes have no such architecture; names the config's field.
+        """
+        state = self.state_dict()
+        return {entry.key: entry.to_official(state[entry.parameter]) for entry in official.entries(self.config)}
 
     def points(
         self, coords: Tensor | None, size: int | tuple[int, int] | None, per_image: bool, w: Tensor
