@@ -8,10 +8,10 @@ import os
 
 import pytest
 import torch
-from official_formulas import OfficialGenerator, full_grid
 from torch import Tensor
 
 from cips import Generator, GeneratorConfig, UsageError, grids, official_config
+from official_formulas import OfficialGenerator, full_grid
 
 TINY = dict(fourier=7, table=9, style_dim=12, mapping=3)
 SIZE = 8
