@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from . import grids
 from .checkpoint import load_generator, save_generator
-from .config import GeneratorConfig, official_config, presets
-from .discriminator import Discriminator, DiscriminatorConfig
+from .config import DiscriminatorConfig, GeneratorConfig, official_config, presets
+from .discriminator import Discriminator
 from .errors import UsageError
 from .generator import Generator
 from .sampler import Sampler

@@ -1,4 +1,4 @@
-"""Which generator: everything that fixes an architecture, and the architectures that have a name."""
+"""Which generator and discriminator: everything that fixes an architecture, and the generators that have a name."""
 
 from __future__ import annotations
 
@@ -118,6 +118,46 @@ class GeneratorConfig:
         unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise ValueError(f"generator config: unknown fields {', '.join(unknown)}")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """Everything that fixes a discriminator's architecture.
+
+    Attributes:
+        size: height and width of its images, a power of two from 8.
+        in_channels: 3 for RGB.
+        width: multiplier w on the channels, min(512, w 32768 / resolution); 1 is StyleGAN2's: 512 up to 64
+            pixels, then 256, 128, ...
+    """
+
+    size: int = 256
+    in_channels: int = 3
+    width: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.size < 8 or self.size & (self.size - 1):
+            raise ValueError(f"size: expected a power of two of at least 8, got {self.size!r}")
+        if self.in_channels < 1:
+            raise ValueError(f"in_channels: expected an integer of at least 1, got {self.in_channels!r}")
+        if not self.width > 0:
+            raise ValueError(f"width: expected a factor above 0, got {self.width!r}")
+
+    def channels(self, resolution: int) -> int:
+        """Channels of the activations of `resolution` x `resolution` pixels."""
+        return max(min(512, round(self.width * 32768 / resolution)), 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DiscriminatorConfig:
+        """The inverse of `to_dict`."""
+        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise ValueError(f"discriminator config: unknown fields {', '.join(unknown)}")
         return cls(**values)
 
 

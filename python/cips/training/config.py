@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from ..config import GeneratorConfig, presets
-from ..discriminator import DiscriminatorConfig
+from ..config import DiscriminatorConfig, GeneratorConfig, presets
 from ..errors import UsageError
 
 AUTO = "auto"
