@@ -27,7 +27,7 @@ class Encoding(NamedTuple):
     """The input of a stack as a function of the coordinates: pass it to `FusedModFCStack` in place of a tensor.
 
     Attributes:
-        fourier_weight: B, `[F, 2]`, float32 (or float64).
+        fourier_weight: B, `[F, 2]`, float32 (or float64); F may be 0 where there is a table.
         fourier_bias: b, `[F]`.
         table: `[S_h, S_w, T]`, a vector for each point of a grid over [-1, 1] x [-1, 1], row 0 at y = -1; None: none.
         coords: points (x, y), `[P, 2]` for all images or `[B, P, 2]`; None: the full grid of `size`, row by row, of
@@ -91,6 +91,8 @@ def check_encoding(e: Encoding) -> None:
             raise TypeError(f"table: expected {weight.dtype} or {dtype}, got {describe(e.table)}")
         if e.table.numel() == 0:
             raise ValueError(f"table: expected at least one entry of one channel, got {describe(e.table)}")
+    elif not weight.shape[0]:
+        raise ValueError(f"fourier_weight: expected at least one feature where there is no table, got {describe(weight)}")
     if (e.coords is None) == (e.size is None):
         raise ValueError(f"size: expected either coords or a size, got coords {describe(e.coords)} and size {e.size!r}")
     if e.coords is not None:
@@ -144,11 +146,11 @@ def table_lookup(table: Tensor, coords: Tensor, lookup: str = "exact") -> Tensor
     Written out as a gather and three interpolations, hence twice differentiable in every dtype.
     """
     rows, columns = table.shape[:2]
-    coords = coords.to(torch.promote_types(coords.dtype, torch.float32))
+    wide = torch.promote_types(table.dtype, torch.float32)
+    coords = coords.to(torch.promote_types(coords.dtype, wide))  # positions are as exact as the entries
     left, right, x = _neighbours(coords[..., 0], columns, lookup)
     top, bottom, y = _neighbours(coords[..., 1], rows, lookup)
     entries = table.flatten(0, 1)
-    wide = torch.promote_types(table.dtype, torch.float32)
     x, y = x.to(wide).unsqueeze(-1), y.to(wide).unsqueeze(-1)
 
     def entry(row: Tensor, column: Tensor) -> Tensor:

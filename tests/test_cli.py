@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from cips import Generator, GeneratorConfig, load_generator, save_generator
 from cips.cli import main
 from cips.data import earth
 from cips.pictures import to_uint8
+from official_formulas import OfficialGenerator, full_grid
 
 CONFIG = GeneratorConfig(
     size=(6, 8), style_dim=8, mapping_layers=2, fourier_features=4, table_features=4, widths=(8, 6, 6)
@@ -31,6 +33,16 @@ def checkpoint(tmp_path) -> str:
     generator.estimate_w_mean(100)
     save_generator(tmp_path / "g.safetensors", generator)
     return str(tmp_path / "g.safetensors")
+
+
+@pytest.fixture
+def official(tmp_path) -> tuple[str, OfficialGenerator]:
+    """A training checkpoint of the official code, and its averaged generator."""
+    shape = dict(residual=True, fourier=5, table=4, style_dim=8, mapping=2)
+    model = OfficialGenerator(8, (6, 6, 4), **shape).randomise().eval()
+    other = OfficialGenerator(8, (6, 6, 4), **shape)
+    torch.save({"g": other.state_dict(), "g_ema": model.state_dict()}, tmp_path / "000100.pt")
+    return str(tmp_path / "000100.pt"), model
 
 
 def pixels(path) -> np.ndarray:
@@ -135,10 +147,53 @@ def test_info_counts_what_the_paper_counts(checkpoint, capsys):
     assert "6x8, style 8" in capsys.readouterr().out
 
 
-def test_bad_input_is_one_line_and_status_2(checkpoint, tmp_path, capsys):
+def test_info_counts_work_and_memory_by_hand(checkpoint, official, capsys):
+    assert main(["info", "official"]) == 0
+    out = capsys.readouterr().out
+    assert "44,317,092 parameters" in out and "177.3 MB of float32 parameters, 709.1 MB with" in out
+    outputs = (11 * 512 + 2 * 256 + 2 * 128) * 65536
+    assert f"{outputs * 4 / 1e6:.0f} MB of layer outputs" in out and "838.9 MB in bfloat16" in out
+    assert main(["info", "no-fourier"]) == 0
+    out = capsys.readouterr().out
+    assert "43,799,570 parameters" in out and "Fourier" not in out and "ToRGB after 15\n" in out
+    path, model = official
+    assert main(["info", path]) == 0
+    out = capsys.readouterr().out
+    assert f"{path} (official CIPSres): 8x8, style 8, 2 mapping layers" in out
+    assert f"{sum(p.numel() for p in model.parameters()):,d} parameters" in out
+    assert "skips" in out and "blocks      2-3, 4-5, each with a skip" in out
+
+
+def test_a_converted_checkpoint_draws_what_the_official_one_does(official, tmp_path, capsys):
+    path, model = official
+    ours, back = str(tmp_path / "ours.safetensors"), str(tmp_path / "back.pt")
+    assert main(["convert", path, ours, "--size=12"]) == 0
+    assert "ours.safetensors: CIPSres of" in capsys.readouterr().out
+    g = load_generator(ours)
+    assert g.config.size == (12, 12) and g.config.table_size == (8, 8) and g.config.residual
+    z = torch.randn(2, 8, generator=torch.Generator().manual_seed(5))
+    options = ["--count=2", "--seed=5", "--lookup=compat", "--noise=off", "--size=12", "--device=cpu"]
+    for source, out in ((path, "a"), (ours, "b")):
+        assert main(["sample", source, "--out", str(tmp_path / out), *options]) == 0
+    with torch.no_grad():
+        images = model(full_grid(12, 12).expand(2, -1, -1, -1), z)
+    for k in range(2):
+        expected = to_uint8(images)[k].numpy().astype(int)
+        for out in ("a", "b"):
+            assert np.abs(pixels(tmp_path / out / f"{k:06d}.png") - expected).max() <= 1
+    assert main(["convert", ours, back]) == 0
+    again, state = torch.load(back, weights_only=True), model.state_dict()
+    assert list(again) == list(state) and all(torch.equal(again[key], state[key]) for key in state)
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".tmp")]
+
+
+def test_bad_input_is_one_line_and_status_2(checkpoint, official, tmp_path, capsys):
+    (tmp_path / "text.pt").write_text("hello")
+    out = str(tmp_path / "out.safetensors")
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(open(checkpoint, "rb").read()[:300])
     (tmp_path / "empty").mkdir()
+    save_generator(tmp_path / "even.safetensors", Generator(dataclasses.replace(CONFIG, widths=(8, 6))))
     cases = [
         ([], "expected"),
         (["draw"], "draw"),
@@ -151,10 +206,22 @@ def test_bad_input_is_one_line_and_status_2(checkpoint, tmp_path, capsys):
         (["sample", checkpoint, "--noise=loud"], "noise: expected 'seed' or 'off'"),
         (["sample", checkpoint, "--dtype=int8"], "dtype: expected float32 or bfloat16"),
         (["sample", checkpoint, "--device=toaster"], "device: 'toaster' cannot be used"),
-        (["sample", checkpoint, "--out", f"{checkpoint}/x.png"], "x.png: cannot be written"),
+        (["sample", checkpoint, "--count=1", "--out", f"{checkpoint}/x.png"], "x.png: cannot be written"),
         (["sample", checkpoint, "--colour=red"], "--colour=red"),
-        (["info", "tiny"], "model: expected paper, residual, small, or the path"),
+        (["info", "tiny"], "model: expected paper, official, base, ne, no-fourier, residual, small, or the path"),
         (["info", str(broken)], "broken.safetensors"),
+        (["info", str(tmp_path / "text.pt")], "text.pt: not a whole checkpoint of the official code"),
+        (["sample", str(tmp_path / "none.pt")], "none.pt: no such file"),
+        (["sample", checkpoint, "--lookup=near"], "lookup: expected exact or compat"),
+        (["convert", str(tmp_path / "none.pt"), out], "none.pt: no such file"),
+        (["convert", str(tmp_path / "text.pt"), out], "text.pt: not a whole checkpoint of the official code"),
+        (["convert", official[0], out, "--which=d"], "expected a state dict d, holds g, g_ema"),
+        (["convert", official[0], out, "--size=0"], "size: expected an integer of at least 1"),
+        (["convert", official[0], str(tmp_path / "out.pt")], "out: expected NAME.safetensors"),
+        (["convert", checkpoint, out], "out: expected NAME.pt"),
+        (["convert", checkpoint, str(tmp_path / "out.pt"), "--size=9"], "size: expected none towards the official form"),
+        (["convert", str(tmp_path / "even.safetensors"), str(tmp_path / "out.pt")], "n_layers: the official classes have"),
+        (["convert", official[0], f"{checkpoint}/x.safetensors"], "x.safetensors: cannot be written"),
         (["train", "--size=65"], "size: expected a power of two"),
         (["train", "--size=big"], "size"),
         (["train", f"--data={tmp_path / 'nowhere'}"], "no such folder"),
@@ -167,7 +234,8 @@ def test_bad_input_is_one_line_and_status_2(checkpoint, tmp_path, capsys):
         said = capsys.readouterr().err
         assert message in said, arguments
         assert said.startswith("cips: error: ") and said.count("\n") == 1, said
-    assert not (tmp_path / "samples.png").exists()
+    for name in ("samples.png", "out.safetensors", "out.pt"):
+        assert not (tmp_path / name).exists(), name
 
 
 def test_a_diverged_run_has_status_1(tmp_path, monkeypatch, capsys):

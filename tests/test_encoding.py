@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cips_kernels import Encoding, FusedModFCStack, encoding, functional, reference
+from cips_kernels import Encoding, FusedModFCStack, cuda_onchip, encoding, functional, reference
 from cips_kernels.testing import StackCase, assert_close_as_eager, random_stack
 
 WIDTHS, RGB_AFTER = (7 + 6, 10, 8, 8), (0, 2)
@@ -37,6 +37,13 @@ def places(batch: int) -> dict[str, dict]:
         "points an image": {"coords": random_points(batch, 17)},
         "compat": {"coords": random_points(17), "lookup": "compat"},
     }
+
+
+def without(e: Encoding, part: str) -> Encoding:
+    """Without Fourier features, or without a table."""
+    if part == "table":
+        return e._replace(table=None)
+    return e._replace(fourier_weight=e.fourier_weight[:0], fourier_bias=e.fourier_bias[:0])
 
 
 def brute_force(e: Encoding, image: int, pixel: int) -> list[float]:
@@ -99,7 +106,8 @@ def from_tensor(case: StackCase, e: Encoding, dtype: torch.dtype) -> Tensor:
     with torch.no_grad():
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         points = None if e.coords is None else e.coords
-        e = Encoding(e.fourier_weight.to(wide), e.fourier_bias.to(wide), e.table.to(wide), points, e.size, e.lookup, dtype)
+        table = None if e.table is None else e.table.to(wide)
+        e = Encoding(e.fourier_weight.to(wide), e.fourier_bias.to(wide), table, points, e.size, e.lookup, dtype)
         x = encoding.encode(e)
         case = case.cast(dtype)
         groups = (case.weights, case.styles, case.biases, case.noise_strengths)
@@ -119,6 +127,45 @@ def test_colours_are_those_of_the_tensor(monkeypatch, backend, where, noise, til
     assert_close_as_eager(
         "rgb", found, from_tensor(case, e, torch.float32), from_tensor(case, e, torch.float64)
     )
+
+
+@pytest.mark.parametrize("part", ["fourier", "table"])
+@pytest.mark.parametrize("where", places(3))
+@pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
+def test_one_part_may_be_missing(monkeypatch, backend, where, part):
+    if backend == "triton":
+        pytest.importorskip("triton", reason="this machine has no triton")
+    monkeypatch.setitem(encoding._TILE, "cpu", 7)
+    whole = make(**places(3)[where])
+    e = without(whole, part)
+    kept = slice(7, 13) if part == "fourier" else slice(0, 7)
+    assert torch.equal(encoding.encode(e), encoding.encode(whole)[..., kept]) and e.features == kept.stop - kept.start
+    case = random_stack((e.features, *WIDTHS[1:]), RGB_AFTER, batch=3, pixels=e.pixels, noise=11)
+    found = colours(case, e, backend=backend)
+    assert_close_as_eager(
+        "rgb", found, from_tensor(case, e, torch.float32), from_tensor(case, e, torch.float64)
+    )
+
+
+def test_the_on_chip_kernel_says_why_it_does_not_serve_a_table_alone():
+    e = make(size=(4, 5))
+    assert cuda_onchip.why_not_encoding(e) is None and cuda_onchip.why_not_encoding(without(e, "table")) is None
+    assert cuda_onchip.why_not_encoding(without(e, "fourier")) == "0 Fourier features are not 1 to 512"
+
+
+@pytest.mark.parametrize("part", ["fourier", "table"])
+def test_gradients_where_one_part_is_missing(part):
+    torch.manual_seed(0)
+    e = without(make(torch.float64, size=(4, 5)), part)
+    stack = FusedModFCStack([e.features, *WIDTHS[1:]], 5, rgb_after=list(RGB_AFTER)).double()
+    style = torch.randn(2, 5, dtype=torch.float64)
+    leaves = tuple(t.detach().requires_grad_() for t in (e[2:3] if part == "fourier" else e[:2]))
+
+    def call(*parts: Tensor) -> Tensor:
+        given = (*e[:2], *parts) if part == "fourier" else (*parts, None)
+        return stack(e._replace(**dict(zip(Encoding._fields, given))), style, noise="off")
+
+    assert torch.autograd.gradcheck(call, leaves)
 
 
 def test_tiles_are_never_larger_than_asked(monkeypatch):
@@ -228,6 +275,11 @@ ERRORS = {
     "table's shape": (dict(table=torch.zeros(20, 6)), ValueError, r"table: expected \[S_h, S_w, T\]"),
     "table's dtype": (dict(table=torch.zeros(4, 5, 6).half()), TypeError, "table: expected torch.float32"),
     "empty table": (dict(table=torch.zeros(0, 5, 6)), ValueError, "table: expected at least one entry"),
+    "neither part": (
+        dict(table=None, fourier_weight=torch.zeros(0, 2), fourier_bias=torch.zeros(0)),
+        ValueError,
+        "fourier_weight: expected at least one feature where there is no table",
+    ),
     "neither": (dict(size=None), ValueError, "size: expected either coords or a size"),
     "both": (dict(coords=torch.zeros(3, 2)), ValueError, "size: expected either coords or a size"),
     "size": (dict(size=(4, 0)), ValueError, r"size: expected \(height, width\)"),

@@ -151,6 +151,27 @@ def test_bfloat16_is_the_float32_encoding_rounded_once():
     assert narrow.shape == (2, 40, 24) and encoding(coords[0]).shape == (1, 40, 24)
 
 
+@pytest.mark.parametrize("missing", ["fourier", "table"])
+def test_one_part_may_be_missing(missing):
+    torch.manual_seed(6)
+    encoding = CoordinateEncoding(0 if missing == "fourier" else 5, 0 if missing == "table" else 6, (3, 4))
+    assert getattr(encoding, missing) is None and encoding.features == (6 if missing == "fourier" else 5)
+    coords = torch.rand(9, 2) * 2 - 1
+    part = encoding.table if missing == "fourier" else encoding.fourier
+    assert torch.equal(encoding(coords)[0], part(coords))
+    assert encoding(size=(3, 4)).shape == (1, 12, encoding.features)
+    assert {name.split(".")[0] for name, _ in encoding.named_parameters()} == {"fourier", "table"} - {missing}
+    with pytest.raises(ValueError, match="expected at least one above 0, got 0 and 0"):
+        CoordinateEncoding(0, 0, 3)
+
+
+def test_in_float64_the_compat_lookup_is_exact():
+    torch.manual_seed(7)
+    table = CoordinateTable(6, (9, 5)).double()
+    coords = torch.rand(300, 2) * 2 - 1  # float32 numbers, as a generator has them
+    torch.testing.assert_close(table(coords, "compat"), sampled(table, coords, False), rtol=0, atol=1e-13)
+
+
 def test_unknown_lookup():
     with pytest.raises(ValueError, match="lookup: expected one of exact, compat, got 'nearest'"):
         CoordinateTable(1, 2)(torch.zeros(1, 2), "nearest")

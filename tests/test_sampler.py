@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -46,6 +48,17 @@ def test_images_are_the_generators(where, options):
     with torch.no_grad():
         expected = g(z, **PLACES[where], **options)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("missing", ["fourier_features", "table_features"])
+def test_one_encoding_may_be_missing(missing):
+    g, z = make(dataclasses.replace(TINY, **{missing: 0})), torch.randn(2, 12)
+    sampler = Sampler(g, 2)
+    with torch.no_grad():
+        for parameter in g.encoding.parameters():
+            parameter.mul_(1.1)
+        sampler.refresh()
+        torch.testing.assert_close(sampler(z, noise=5), g(z, noise=5), rtol=1e-4, atol=1e-4)
 
 
 def test_fresh_noise_changes_and_refresh_takes_over():

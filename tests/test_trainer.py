@@ -275,7 +275,7 @@ def test_refusals_before_the_first_step(folder, tmp_path):
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"r1": -1.0}, "r1"),
         ({"d_width": 0.0}, "d_width"),
-        ({"preset": "huge"}, "preset: expected auto, paper or residual or small"),
+        ({"preset": "huge"}, "preset: expected auto, paper or official or base or ne or no-fourier or residual or small"),
         ({"dtype": "int8"}, "dtype: expected auto, float32 or bfloat16"),
     ],
 )
@@ -307,9 +307,13 @@ def test_a_run_on_the_gpu_resumes(folder, tmp_path):
 @pytest.mark.parametrize("preset", presets)
 def test_every_preset_can_be_trained(preset):
     options = TrainConfig(preset=preset, device="cpu").resolve()
-    assert options.batch >= 1 and options.generator_config().residual == (preset == "residual")
+    assert options.batch >= 1
+    assert options.generator_config() == dataclasses.replace(presets[preset], size=(64, 64))
 
 
 def test_an_option_that_the_preset_forbids_is_named():
     with pytest.raises(UsageError, match="residual: expected .* an odd number of layers, got 4"):
         TrainConfig(preset="residual", device="cpu", n_layers=4).resolve().generator_config()
+    with pytest.raises(UsageError, match="width: expected none with preset 'official'"):
+        TrainConfig(preset="official", device="cpu", width=64).resolve().generator_config()
+    assert TrainConfig(preset="ne", device="cpu", n_layers=4).resolve().generator_config().rgb_layers == (3,)

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from . import grids
 from .checkpoint import load_generator, save_generator
-from .discriminator import Discriminator, DiscriminatorConfig
+from .config import DiscriminatorConfig, GeneratorConfig, official_config, presets
+from .discriminator import Discriminator
 from .errors import UsageError
-from .generator import Generator, GeneratorConfig, presets
+from .generator import Generator
 from .sampler import Sampler
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "UsageError",
     "grids",
     "load_generator",
+    "official_config",
     "presets",
     "save_generator",
 ]

@@ -18,8 +18,10 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
+from .config import GeneratorConfig
 from .errors import UsageError
-from .generator import Generator, GeneratorConfig
+from .generator import Generator
+from .states import check_state, read_torch_file
 
 GENERATOR_FORMAT = "cips.generator"
 TRAINING_FORMAT = "cips.training"
@@ -71,20 +73,6 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> None:
     for path in Path(folder).glob(".*.tmp"):
         with contextlib.suppress(OSError):
             path.unlink()
-
-
-def check_state(source: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raise UsageError, naming `source` and the key, unless both have the same keys with the same shapes."""
-    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-    for kind, keys in (("is missing", missing), ("is not expected", extra)):
-        if keys:
-            more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
-            raise UsageError(f"{source}: key {keys[0]!r} {kind}{more}")
-    for key, want in expected.items():
-        if found[key].shape != want.shape:
-            raise UsageError(
-                f"{source}: key {key!r}: expected shape {list(want.shape)}, got {list(found[key].shape)}"
-            )
 
 
 def load_state(source: str, module: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -180,14 +168,7 @@ def load_training(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         UsageError: no such file, a file that is not whole, another kind of file.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen kinds for a damaged file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UsageError(f"{path}: not a whole training state ({reason})") from error
+    state = read_torch_file(path, "training state")
     if not isinstance(state, dict) or state.get("format") != TRAINING_FORMAT:
         raise UsageError(f"{path}: not a training state of this package: no 'format' {TRAINING_FORMAT!r}")
     if state.get("version") != VERSION:

@@ -1,4 +1,4 @@
-"""The command `cips`: train, sample, info.
+"""The command `cips`: train, sample, info, convert.
 
 Exit status: 0; 1 where training diverged; 2 for what the user can put right, with one line on stderr; 128 +
 the signal's number where training was told to stop (its checkpoint is written).
@@ -15,12 +15,18 @@ from typing import Any
 
 import torch
 
-from .checkpoint import load_generator
+from cips_kernels.encoding import LOOKUPS
+
+from .checkpoint import atomic_file, load_generator, save_generator
+from .config import presets
 from .errors import UsageError
-from .generator import Generator, presets
+from .generator import Generator
 from .pictures import image_grid, save_png, to_uint8
 from .sampler import Sampler
+from .summary import summary
 from .training.config import DTYPES, TrainConfig
+
+OFFICIAL_SUFFIXES = (".pt", ".pth")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"cips: error: {' '.join(str(error).split())} (see cips --help)", file=sys.stderr)
         return 2
     name = options.pop("subcommand")
-    command = {"train": _train, "sample": _sample, "info": _info}[name]
+    command = {"train": _train, "sample": _sample, "info": _info, "convert": _convert}[name]
     values = {key: value for key, value in vars(options[name]).items() if key != "config"}
     try:
         return command(**values)
@@ -55,7 +61,7 @@ def _parser(kind: Any) -> Any:
         return kind(prog="cips", usage=usage, description=description, exit_on_error=False)
 
     parser = command(
-        "cips {train,sample,info} ...", "Train and sample generators with conditionally-independent pixels."
+        "cips {train,sample,info,convert} ...", "Train and sample generators with conditionally-independent pixels."
     )
     commands = parser.add_subcommands(dest="subcommand")
 
@@ -75,7 +81,9 @@ def _parser(kind: Any) -> Any:
         "cips sample CHECKPOINT [options]",
         "Draw images from a trained generator, as one grid or as a folder of PNGs.",
     )
-    sample.add_argument("checkpoint", type=str, help="a generator.safetensors, or the folder of a run")
+    sample.add_argument(
+        "checkpoint", type=str, help="a generator.safetensors, the folder of a run, or an official .pt"
+    )
     sample.add_argument(
         "--out", type=str, default="samples.png", help="NAME.png for a grid, a folder for one PNG an image"
     )
@@ -88,6 +96,9 @@ def _parser(kind: Any) -> Any:
         "--size", type=int, default=None, help="pixels a side, by default as trained; larger: denser"
     )
     sample.add_argument("--noise", type=str, default="seed", help="'seed': noise from --seed; 'off'")
+    sample.add_argument(
+        "--lookup", type=str, default="exact", help="of the table; 'compat': as the official code when evaluated"
+    )
     sample.add_argument("--batch", type=int, default=16, help="images at a time")
     sample.add_argument(
         "--device", type=str, default="auto", help="'cuda', 'cpu', ...; 'auto' takes a GPU if there is one"
@@ -96,12 +107,24 @@ def _parser(kind: Any) -> Any:
     commands.add_subcommand("sample", sample, help="draw images from a trained generator")
 
     info = command(
-        "cips info MODEL", "Print layers, parameters and arithmetic of a preset or of a trained generator."
+        "cips info MODEL", "Print layers, parameters, arithmetic and memory of a preset or of a trained generator."
     )
     info.add_argument(
-        "model", type=str, help=f"{', '.join(presets)}, a generator.safetensors, or the folder of a run"
+        "model",
+        type=str,
+        help=f"{', '.join(presets)}, a generator.safetensors, the folder of a run, or an official .pt",
     )
     commands.add_subcommand("info", info, help="print what a preset or checkpoint consists of")
+
+    convert = command(
+        "cips convert SOURCE OUT [options]",
+        "Write a checkpoint of the official code as NAME.safetensors, or a generator of this package as an official NAME.pt.",
+    )
+    convert.add_argument("source", type=str, help="an official .pt; or a generator.safetensors or the folder of a run")
+    convert.add_argument("out", type=str, help="the file to write, NAME.safetensors or NAME.pt")
+    convert.add_argument("--which", type=str, default=None, help="state dict of a training checkpoint; by default g_ema, or else g")
+    convert.add_argument("--size", type=int, default=None, help="pixels a side where they are not the table's: 1024 for ffhq1024")
+    commands.add_subcommand("convert", convert, help="official checkpoints to this package's format, or back")
     return parser
 
 
@@ -134,6 +157,7 @@ def _sample(
     truncation: float,
     size: int | None,
     noise: str,
+    lookup: str,
     batch: int,
     device: str,
     dtype: str,
@@ -145,15 +169,17 @@ def _sample(
             raise UsageError(f"{name}: expected an integer of at least 1, got {value}")
     if noise not in ("seed", "off"):
         raise UsageError(f"noise: expected 'seed' or 'off', got {noise!r}")
+    if lookup not in LOOKUPS:
+        raise UsageError(f"lookup: expected {' or '.join(LOOKUPS)}, got {lookup!r}")
     if dtype not in DTYPES:
         raise UsageError(f"dtype: expected {' or '.join(DTYPES)}, got {dtype!r}")
-    generator = load_generator(checkpoint, _device(device), dtype=DTYPES[dtype])
+    generator = _open(checkpoint, device=_device(device), dtype=DTYPES[dtype])
     random = torch.Generator().manual_seed(seed)
     latents = torch.randn(count, generator.config.style_dim, generator=random)
     grid = Path(out).suffix.lower() == ".png"
     parts = []
     batch = min(batch, count)
-    sampler = Sampler(generator, batch, size=size)
+    sampler = Sampler(generator, batch, size=size, lookup=lookup)
     with tqdm(total=count, unit="image", delay=2, leave=False) as bar:
         for start in range(0, count, batch):
             z = latents[start : start + batch].to(generator.w_mean.device)
@@ -185,31 +211,49 @@ def _info(model: str) -> int:
             generator = Generator(presets[model])
         title = f"preset {model}"
     elif Path(model).exists():
-        generator, title = load_generator(model), model
+        generator, title = _open(model), model
+        title += f" (official {_kind(generator)})" if Path(model).suffix.lower() in OFFICIAL_SUFFIXES else ""
     else:
         raise UsageError(
             f"model: expected {', '.join(presets)}, or the path of a generator; no such file: {model}"
         )
-    config = generator.config
-    parts = {
-        "mapping": generator.mapping,
-        "Fourier features": generator.encoding.fourier,
-        "coordinate table": generator.encoding.table,
-        "modulated layers": generator.synthesis.layers,
-        "ToRGB": generator.synthesis.to_rgbs,
-    }
-    height, width = config.size
-    counts = {name: sum(p.numel() for p in module.parameters()) for name, module in parts.items()}
-    print(f"{title}: {height}x{width}, style {config.style_dim}, {config.mapping_layers} mapping layers")
-    print(
-        f"  layers      {generator.encoding.features} -> " + " -> ".join(str(n) for n in config.layer_widths)
-    )
-    print(f"  ToRGB after {', '.join(str(n + 1) for n in config.rgb_layers)}")
-    for name, number in counts.items():
-        print(f"  {name:17s} {number:>12,d} parameters")
-    print(f"  {'all':17s} {sum(counts.values()):>12,d} parameters")
-    print(f"  {config.flops() / 1e9:.4g} GFLOP an image, forward")
+    print(summary(generator, title))
     return 0
+
+
+def _convert(source: str, out: str, which: str | None, size: int | None) -> int:
+    if size is not None and size < 1:
+        raise UsageError(f"size: expected an integer of at least 1, got {size}")
+    ends = Path(source).suffix.lower() in OFFICIAL_SUFFIXES, Path(out).suffix.lower()
+    if ends not in ((True, ".safetensors"), (False, ".pt")):
+        raise UsageError(f"out: expected NAME{'.safetensors' if ends[0] else '.pt'} for what {source} becomes, got {out}")
+    if ends[0]:
+        generator = Generator.from_official(source, which=which, size=size)
+        save_generator(out, generator, official=Path(source).name, official_lookup="compat")
+        print(f"{out}: {_kind(generator)} of {source}; --lookup compat draws what the official code does when evaluated")
+        return 0
+    if which is not None or size is not None:
+        raise UsageError(f"{'size' if which is None else 'which'}: expected none towards the official form, which has no place for it")
+    generator = load_generator(source)
+    try:
+        state = generator.to_official()
+    except ValueError as error:
+        raise UsageError(f"{source}: {error}") from error
+    with atomic_file(out) as file:
+        torch.save(state, file)
+    print(f"{out}: {_kind(generator)}, a bare state dict")
+    return 0
+
+
+def _open(path: str, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Generator:
+    """A generator of this package or of the official code, told by the name's ending."""
+    if Path(path).suffix.lower() in OFFICIAL_SUFFIXES:
+        return Generator.from_official(path, dtype=dtype).to(device)
+    return load_generator(path, device, dtype=dtype)
+
+
+def _kind(generator: Generator) -> str:
+    return "CIPSres" if generator.config.residual else "CIPSskip"
 
 
 def _device(name: str) -> str:

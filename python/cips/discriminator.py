@@ -7,60 +7,22 @@ every block:  x = (down(conv2(conv1(x))) + down(skip(x))) / sqrt(2)       down: 
 
 from __future__ import annotations
 
-import dataclasses
 import math
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import official_discriminator
+from .config import DiscriminatorConfig
 from .layers import EqualConv2d, EqualLinear
+from .official import read_official
 
 BLUR_TAPS = (1.0, 3.0, 3.0, 1.0)
 STDDEV_GROUP = 4
-
-
-@dataclass(frozen=True)
-class DiscriminatorConfig:
-    """Everything that fixes a discriminator's architecture.
-
-    Attributes:
-        size: height and width of its images, a power of two from 8.
-        in_channels: 3 for RGB.
-        width: multiplier w on the channels, min(512, w 32768 / resolution); 1 is StyleGAN2's: 512 up to 64
-            pixels, then 256, 128, ...
-    """
-
-    size: int = 256
-    in_channels: int = 3
-    width: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.size < 8 or self.size & (self.size - 1):
-            raise ValueError(f"size: expected a power of two of at least 8, got {self.size!r}")
-        if self.in_channels < 1:
-            raise ValueError(f"in_channels: expected an integer of at least 1, got {self.in_channels!r}")
-        if not self.width > 0:
-            raise ValueError(f"width: expected a factor above 0, got {self.width!r}")
-
-    def channels(self, resolution: int) -> int:
-        """Channels of the activations of `resolution` x `resolution` pixels."""
-        return max(min(512, round(self.width * 32768 / resolution)), 1)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, for JSON."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> DiscriminatorConfig:
-        """The inverse of `to_dict`."""
-        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
-        if unknown:
-            raise ValueError(f"discriminator config: unknown fields {', '.join(unknown)}")
-        return cls(**values)
 
 
 class Blur(nn.Module):
@@ -174,3 +136,44 @@ class Discriminator(nn.Module):
             x = self.final_conv(minibatch_stddev(x.to(wide)))
             # the official weights count channels first, then pixels
             return self.final_linear(x.flatten(1)).squeeze(1)
+
+    @classmethod
+    def from_official(
+        cls,
+        state_dict_or_path: str | os.PathLike[str] | Mapping[str, Any],
+        *,
+        which: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Discriminator:
+        """The discriminator of a checkpoint of the official code, on the CPU.
+
+        Args:
+            state_dict_or_path: a `.pt` file, or what it holds: a bare state dict, or a training checkpoint's dict of
+                several. Keys may begin with `module.`.
+            which: of several state dicts the one to take; None: `d`.
+            dtype: as in `Discriminator`.
+
+        Parameters are float64 for a float64 state dict, otherwise float32.
+
+        Raises:
+            UsageError: no such file, a damaged one or one that would run code, another kind of checkpoint, a key
+                missing, extra or misshapen; naming the file and the key.
+            TypeError: neither a path nor a state dict.
+        """
+        name, state = read_official(state_dict_or_path, which, official_discriminator.DISCRIMINATORS)
+        config = official_discriminator.official_discriminator_config(name, state)
+        with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten
+            discriminator = cls(config, dtype=dtype).to(state["convs.0.0.weight"].dtype)
+        listed = official_discriminator.entries(config)
+        discriminator.load_state_dict({parameter: state[key] for key, _, parameter in listed if parameter is not None})
+        return discriminator
+
+    def to_official(self) -> dict[str, Tensor]:
+        """The state dict of the official class with these parameters, copied: the inverse of `from_official`, bit for
+        bit and in the official order."""
+        state = self.state_dict()
+        kernel = official_discriminator.blur_kernel(self.from_rgb.weight.dtype).to(self.from_rgb.weight.device)
+        return {
+            key: (kernel if parameter is None else state[parameter]).clone(memory_format=torch.contiguous_format)
+            for key, _, parameter in official_discriminator.entries(self.config)
+        }

@@ -86,7 +86,13 @@ class CoordinateTable(nn.Module):
 
 
 class CoordinateEncoding(nn.Module):
-    """Input of the first layer: Fourier features, then the coordinate embedding, `[..., C_f + C_t]`."""
+    """Input of the first layer: Fourier features, then the coordinate embedding, `[..., C_f + C_t]`.
+
+    Args:
+        fourier_features: C_f; 0: `fourier` is None.
+        table_features: C_t; 0: `table` is None. One of the two is there.
+        table_size, table_init_std: see `CoordinateTable`.
+    """
 
     def __init__(
         self,
@@ -96,13 +102,16 @@ class CoordinateEncoding(nn.Module):
         table_init_std: float = 1.0,
     ) -> None:
         super().__init__()
-        self.fourier = FourierFeatures(fourier_features)
-        self.table = CoordinateTable(table_features, table_size, table_init_std)
+        if not fourier_features and not table_features:
+            raise ValueError("fourier_features, table_features: expected at least one above 0, got 0 and 0")
+        self.fourier = FourierFeatures(fourier_features) if fourier_features else None
+        self.table = CoordinateTable(table_features, table_size, table_init_std) if table_features else None
 
     @property
     def features(self) -> int:
         """C_f + C_t."""
-        return self.fourier.weight.shape[0] + self.table.weight.shape[2]
+        counts = (0 if part is None else part.weight.shape[axis] for part, axis in ((self.fourier, 0), (self.table, 2)))
+        return sum(counts)
 
     def at(
         self,
@@ -120,9 +129,12 @@ class CoordinateEncoding(nn.Module):
             lookup: "exact" or "compat", see CoordinateTable.
             dtype: of the encoding; the arithmetic is done in the parameters' dtype and rounded once.
         """
-        return Encoding(
-            self.fourier.weight, self.fourier.bias, self.table.weight, coords, size, lookup, dtype
-        )
+        table = None if self.table is None else self.table.weight
+        if self.fourier is None:
+            weight, bias = table.new_empty((0, 2)), table.new_empty(0)
+        else:
+            weight, bias = self.fourier.weight, self.fourier.bias
+        return Encoding(weight, bias, table, coords, size, lookup, dtype)
 
     def forward(
         self,

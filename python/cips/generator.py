@@ -11,9 +11,8 @@ layers.
 
 from __future__ import annotations
 
-import dataclasses
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,147 +20,12 @@ from torch import Tensor, nn
 
 from cips_kernels import FusedModFCStack
 
-from . import grids
+from . import grids, official
+from .config import GeneratorConfig, presets
 from .encodings import CoordinateEncoding
 from .layers import EqualLinear, PixelNorm
 
 W_MEAN_DECAY = 0.998  # per training batch, as StyleGAN2 tracks its mean w
-
-
-@dataclass(frozen=True)
-class GeneratorConfig:
-    """Everything that fixes a generator's architecture. Defaults: the paper's at 256x256, 45,911,076
-    parameters.
-
-    Attributes:
-        size: (height, width) of the image whose pixels span [-1, 1]; one number for a square.
-        style_dim: length of z and w.
-        mapping_layers: depth of the mapping network.
-        mapping_lr_mul: its learning-rate multiplier.
-        fourier_features: number of Fourier features.
-        table_features: length of a coordinate embedding.
-        table_size: (rows, columns) of the table of embeddings; None: `size`.
-        table_init_std: standard deviation with which the table starts; officially 1.
-        width: channels of every modulated layer.
-        n_layers: number of modulated layers.
-        widths: channels of each modulated layer, instead of `width` and `n_layers`.
-        rgb_after: layers (from 0) after which a ToRGB adds to the image; None: every second layer, the last
-            included, or with `residual` the last alone.
-        residual: residual blocks of two layers behind the first layer (the official `CIPSres`), each `(conv2(
-            conv1(x)) + skip(x)) / sqrt(2)`; the number of layers is odd then.
-    """
-
-    size: tuple[int, int] = (256, 256)
-    style_dim: int = 512
-    mapping_layers: int = 8
-    mapping_lr_mul: float = 0.01
-    fourier_features: int = 512
-    table_features: int = 512
-    table_size: tuple[int, int] | None = None
-    table_init_std: float = 1.0
-    width: int = 512
-    n_layers: int = 15
-    widths: tuple[int, ...] | None = None
-    rgb_after: tuple[int, ...] | None = None
-    residual: bool = False
-
-    def __post_init__(self) -> None:
-        put = object.__setattr__  # the fields are frozen; lists, as JSON gives them, become tuples
-        put(self, "size", grids.as_size(self.size))
-        if self.table_size is not None:
-            put(self, "table_size", grids.as_size(self.table_size, "table_size"))
-        for name in (
-            "style_dim",
-            "mapping_layers",
-            "fourier_features",
-            "table_features",
-            "width",
-            "n_layers",
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
-        if self.widths is not None:
-            put(self, "widths", tuple(self.widths))
-            if not self.widths or not all(isinstance(n, int) and n >= 1 for n in self.widths):
-                raise ValueError(f"widths: expected integers of at least 1, one a layer, got {self.widths!r}")
-        if self.rgb_after is not None:
-            put(self, "rgb_after", tuple(self.rgb_after))
-            if not self.rgb_after or not all(0 <= n < len(self.layer_widths) for n in self.rgb_after):
-                raise ValueError(
-                    f"rgb_after: expected layers from 0 to {len(self.layer_widths) - 1}, got {self.rgb_after}"
-                )
-
-        if not isinstance(self.residual, bool):
-            raise ValueError(f"residual: expected True or False, got {self.residual!r}")
-        if self.residual and len(self.layer_widths) % 2 == 0:
-            raise ValueError(
-                "residual: expected one layer and then blocks of two, an odd number of layers, got"
-                f" {len(self.layer_widths)}"
-            )
-
-    @property
-    def layer_widths(self) -> tuple[int, ...]:
-        """Output channels of each modulated layer."""
-        return self.widths or (self.width,) * self.n_layers
-
-    @property
-    def rgb_layers(self) -> tuple[int, ...]:
-        """Layers (from 0) after which a ToRGB adds to the image."""
-        last = len(self.layer_widths) - 1
-        default = (last,) if self.residual else tuple(range(last, 0, -2))[::-1] or (last,)
-        return self.rgb_after or default
-
-    @property
-    def blocks(self) -> tuple[tuple[int, int], ...]:
-        """(first, last) layer of each residual block; none without `residual`."""
-        return tuple((k, k + 1) for k in range(1, len(self.layer_widths), 2)) if self.residual else ()
-
-    def flops(self, pixels: int | None = None) -> int:
-        """Multiplications and additions of the stack, forward, for one image (or for `pixels` points)."""
-        pixels = self.size[0] * self.size[1] if pixels is None else pixels
-        widths = (self.fourier_features + self.table_features, *self.layer_widths)
-        products = sum(i * o for i, o in zip(widths, widths[1:])) + sum(
-            3 * widths[k + 1] for k in self.rgb_layers
-        )
-        ends = ((widths[first], widths[last + 1]) for first, last in self.blocks)
-        products += sum(i * o for i, o in ends if i != o)
-        return 2 * products * pixels
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and lists, for JSON."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> GeneratorConfig:
-        """The inverse of `to_dict`.
-
-        Raises:
-            ValueError: a field that this version does not know, or a value out of range.
-        """
-        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
-        if unknown:
-            raise ValueError(f"generator config: unknown fields {', '.join(unknown)}")
-        return cls(**values)
-
-
-presets: dict[str, GeneratorConfig] = {
-    "paper": GeneratorConfig(),
-    "residual": GeneratorConfig(residual=True),
-    "small": GeneratorConfig(
-        size=(64, 64),
-        style_dim=128,
-        mapping_layers=4,
-        fourier_features=64,
-        table_features=64,
-        table_init_std=0.1,  # smooth after a hundred steps instead of a thousand
-        width=64,
-        n_layers=6,
-    ),
-}
-"""Named configurations: "paper" (the default generator of the paper), "residual" (the same with residual blocks
-and one ToRGB, 44,325,906 parameters) and "small" (trains on a CPU in minutes).
-"""
 
 
 class Generator(nn.Module):
@@ -319,6 +183,58 @@ class Generator(nn.Module):
             z = torch.randn(count, self.config.style_dim, generator=random)
             total += self.mapping(z.to(total)).sum(0)
         return self.w_mean.copy_(total / samples)
+
+    @classmethod
+    def from_official(
+        cls,
+        state_dict_or_path: str | os.PathLike[str] | Mapping[str, Any],
+        *,
+        which: str | None = None,
+        size: int | tuple[int, int] | None = None,
+        mapping_lr_mul: float = 0.01,
+        dtype: torch.dtype | None = None,
+        backend: str = "auto",
+    ) -> Generator:
+        """The generator of a checkpoint of the official code, `CIPSskip` or `CIPSres`, in eval mode on the CPU.
+
+        Its images are the official ones in eval mode with `lookup="compat"`; `lookup="exact"` reads the table as the
+        official code does in training. The official files hold no mean w: it is estimated, as `estimate_w_mean` does.
+
+        Args:
+            state_dict_or_path: a `.pt` file, or what it holds: a bare state dict, or a training checkpoint's dict of
+                several. Keys may begin with `module.`.
+            which: of several state dicts the one to take; None: `g_ema`, or else `g`.
+            size: (height, width) of the image where it is not the table's: 1024 for the released `ffhq1024`, whose
+                table is 256x256.
+            mapping_lr_mul: `lr_mlp` of the official class, which no file tells.
+            dtype, backend: as in `Generator`.
+
+        Parameters are float64 for a float64 state dict, otherwise float32.
+
+        Raises:
+            UsageError: no such file, a damaged one or one that would run code, another kind of checkpoint, a sine as
+                activation, a key missing, extra or misshapen; naming the file and the key.
+            TypeError, ValueError: an argument of another kind, named.
+        """
+        name, state = official.read_official(state_dict_or_path, which, official.GENERATORS)
+        config = official.official_generator_config(name, state, size, mapping_lr_mul)
+        parameters = {entry.parameter: entry.to_parameter(state[entry.key]) for entry in official.entries(config)}
+        with torch.device("meta"):  # nothing is drawn that would be overwritten
+            generator = cls(config, dtype=dtype, backend=backend)
+        generator.to_empty(device="cpu").to(parameters["encoding.table.weight"].dtype)
+        generator.load_state_dict({**parameters, "w_mean": generator.w_mean})
+        generator.estimate_w_mean()
+        return generator.eval()
+
+    def to_official(self) -> dict[str, Tensor]:
+        """The state dict of the official class with these parameters, copied: the inverse of `from_official`, bit for
+        bit and in the official order. The image's size and `w_mean` have no place in it.
+
+        Raises:
+            ValueError: the official classes have no such architecture; names the config's field.
+        """
+        state = self.state_dict()
+        return {entry.key: entry.to_official(state[entry.parameter]) for entry in official.entries(self.config)}
 
     def points(
         self, coords: Tensor | None, size: int | tuple[int, int] | None, per_image: bool, w: Tensor

@@ -57,10 +57,11 @@ class Sampler:
         self._points = None if points is None else points.clone()
         dtype = generator.compute_dtype(parameter.device.type)
         encoding = generator.encoding.at(self._points, size=full, lookup=lookup, dtype=dtype)
-        table = encoding.table.detach()
         # on the table's own grid the entries are read as they are: round them once
         self._rounds_table = encoding.on_table_grid and dtype in (torch.bfloat16, torch.float16)
-        table = table.to(dtype) if self._rounds_table else table.clone()
+        table = encoding.table
+        if table is not None:
+            table = table.detach().to(dtype) if self._rounds_table else table.detach().clone()
         self._encoding: Encoding = encoding._replace(
             fourier_weight=encoding.fourier_weight.detach().clone(),
             fourier_bias=encoding.fourier_bias.detach().clone(),
@@ -84,7 +85,8 @@ class Sampler:
         """Take over the generator's parameters as they are now; graphs go on with them."""
         source = self.generator.encoding.at(self._points, size=self._encoding.size)
         for mine, theirs in zip(self._encoding[:3], source[:3]):
-            mine.copy_(theirs)
+            if mine is not None:
+                mine.copy_(theirs)
         for mine, theirs in zip(self._mapping, self._gather_mapping()):
             mine.copy_(theirs)
         self._w_mean.copy_(self.generator.w_mean)

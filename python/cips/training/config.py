@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from ..discriminator import DiscriminatorConfig
+from ..config import DiscriminatorConfig, GeneratorConfig, presets
 from ..errors import UsageError
-from ..generator import GeneratorConfig, presets
 
 AUTO = "auto"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -46,8 +45,7 @@ _FULL_SIZE = Defaults(
     checkpoint_every=2000,
 )
 PRESET_DEFAULTS = {
-    "paper": _FULL_SIZE,
-    "residual": _FULL_SIZE,
+    **dict.fromkeys(("paper", "official", "base", "ne", "no-fourier", "residual"), _FULL_SIZE),
     "small": Defaults(
         batch=16,
         steps=1000,
@@ -161,6 +159,9 @@ class TrainConfig:
         config = dataclasses.replace(presets[self.preset], size=(self.size, self.size))
         names = ("width", "n_layers", "table_init_std")
         changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        for name in ("width", "n_layers"):
+            if name in changes and config.widths is not None:
+                raise UsageError(f"{name}: expected none with preset {self.preset!r}, whose layers have widths of their own")
         try:
             return dataclasses.replace(config, **changes)
         except ValueError as error:
