@@ -8,7 +8,7 @@ corner = g(z, cips.grids.tile(256, 0, 0, 32, 32), noise=1)     # the same pixels
 
 from __future__ import annotations
 
-from . import grids
+from . import apps, grids
 from .checkpoint import load_generator, save_generator
 from .discriminator import Discriminator, DiscriminatorConfig
 from .errors import UsageError
@@ -22,6 +22,7 @@ __all__ = [
     "GeneratorConfig",
     "Sampler",
     "UsageError",
+    "apps",
     "grids",
     "load_generator",
     "presets",

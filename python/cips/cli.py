@@ -1,4 +1,4 @@
-"""The command `cips`: train, sample, info.
+"""The command `cips`: train, sample, info, and the applications in `commands`.
 
 Exit status: 0; 1 where training diverged; 2 for what the user can put right, with one line on stderr; 128 +
 the signal's number where training was told to stop (its checkpoint is written).
@@ -16,6 +16,8 @@ from typing import Any
 import torch
 
 from .checkpoint import load_generator
+from .commands import COMMANDS
+from .commands.shared import check_out, find_device
 from .errors import UsageError
 from .generator import Generator, presets
 from .pictures import image_grid, save_png, to_uint8
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"cips: error: {' '.join(str(error).split())} (see cips --help)", file=sys.stderr)
         return 2
     name = options.pop("subcommand")
-    command = {"train": _train, "sample": _sample, "info": _info}[name]
+    command = {"train": _train, "sample": _sample, "info": _info}.get(name) or COMMANDS[name].run
     values = {key: value for key, value in vars(options[name]).items() if key != "config"}
     try:
         return command(**values)
@@ -55,7 +57,10 @@ def _parser(kind: Any) -> Any:
         return kind(prog="cips", usage=usage, description=description, exit_on_error=False)
 
     parser = command(
-        "cips {train,sample,info} ...", "Train and sample generators with conditionally-independent pixels."
+        "cips COMMAND ...",
+        "Train generators whose every pixel is computed on its own, and draw with them. Start with 'cips train --data "
+        "earth --size 64', then 'cips sample runs/earth-64'; each other command takes the same runs/earth-64 and says "
+        "more with --help, such as 'cips mix --help'.",
     )
     commands = parser.add_subcommands(dest="subcommand")
 
@@ -82,7 +87,7 @@ def _parser(kind: Any) -> Any:
     sample.add_argument("--count", type=int, default=36, help="number of images")
     sample.add_argument("--seed", type=int, default=0, help="of the latents and the noise")
     sample.add_argument(
-        "--truncation", type=float, default=1.0, help="1: none; towards 0: towards the mean image"
+        "--truncation", "--psi", type=float, default=1.0, help="1: none; towards 0: towards the mean image"
     )
     sample.add_argument(
         "--size", type=int, default=None, help="pixels a side, by default as trained; larger: denser"
@@ -94,6 +99,8 @@ def _parser(kind: Any) -> Any:
     )
     sample.add_argument("--dtype", type=str, default="float32", help=f"arithmetic: {' or '.join(DTYPES)}")
     commands.add_subcommand("sample", sample, help="draw images from a trained generator")
+    for application in COMMANDS.values():
+        application.add(commands, command)
 
     info = command(
         "cips info MODEL", "Print layers, parameters and arithmetic of a preset or of a trained generator."
@@ -147,7 +154,8 @@ def _sample(
         raise UsageError(f"noise: expected 'seed' or 'off', got {noise!r}")
     if dtype not in DTYPES:
         raise UsageError(f"dtype: expected {' or '.join(DTYPES)}, got {dtype!r}")
-    generator = load_generator(checkpoint, _device(device), dtype=DTYPES[dtype])
+    check_out(out)
+    generator = load_generator(checkpoint, find_device(device), dtype=DTYPES[dtype])
     random = torch.Generator().manual_seed(seed)
     latents = torch.randn(count, generator.config.style_dim, generator=random)
     grid = Path(out).suffix.lower() == ".png"
@@ -210,13 +218,3 @@ def _info(model: str) -> int:
     print(f"  {'all':17s} {sum(counts.values()):>12,d} parameters")
     print(f"  {config.flops() / 1e9:.4g} GFLOP an image, forward")
     return 0
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device: {name!r} cannot be used ({str(error).splitlines()[0]})") from error
-    return name
