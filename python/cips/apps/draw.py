@@ -14,7 +14,7 @@ Noise = int | str
 
 
 def latents(generator: Generator, count: int, seed: int = 0) -> Tensor:
-    """z `[count, style_dim]` ~ N(0, 1) on the generator's device: those of `cips sample` with the same seed.
+    """z `[count, style_dim]` ~ N(0, 1) on the generator's device: those of `cips sample` with the same seed and count.
 
     Raises:
         ValueError: a count below 1.
