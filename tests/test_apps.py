@@ -75,7 +75,7 @@ def test_an_interpolation_begins_and_ends_with_the_samples(space):
     frames = list(apps.interpolate(g, z, 7, space=space, truncation=0.7, noise=2))
     samples = [g(z[k : k + 1], truncation=0.7, noise=2)[0] for k in range(3)]
     assert len(frames) == 7
-    assert torch.equal(frames[0], samples[0]) and torch.equal(frames[3], samples[1]) and torch.equal(frames[6], samples[2])
+    assert all(torch.equal(frames[3 * k], samples[k]) for k in range(3))
     ends = z if space == "z" else g.styles(z, truncation=0.7)
     third = torch.lerp(ends[:1], ends[1:2], 1 / 3)
     options = {"truncation": 0.7} if space == "z" else {"input_is_w": True}

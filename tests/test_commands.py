@@ -102,7 +102,12 @@ def test_mix_shows_a_b_and_their_mixtures(checkpoint, tmp_path, capsys):
         # three layers and one ToRGB: group 1 is the first layer, group 2 the rest
         for plus in ((a, a, a, a), (b, b, b, b), (b, a, a, a), (a, b, b, b), (b, b, b, b)):
             rows.append(to_uint8(g(torch.stack(plus)[None], input_is_w=True, noise=3)))
-    assert near(pixels(out), image_grid(torch.cat(rows), columns=5))
+    grid = image_grid(torch.cat(rows), columns=5)
+    assert near(pixels(out), grid)
+    large = tmp_path / "large.png"
+    options = ["--rows=2", "--groups=1,2,1+2", "--seed=3", "--device=cpu", "--magnify=3"]
+    assert main(["mix", checkpoint, "--out", str(large), *options]) == 0
+    assert np.array_equal(pixels(large), np.kron(pixels(out), np.ones((3, 3, 1), np.uint8)))
 
 
 @torch.no_grad()
@@ -189,12 +194,13 @@ def test_bad_input_is_one_line_and_status_2_and_writes_nothing(checkpoint, tmp_p
         (["mix", checkpoint, "--groups=coarse"], "groups: expected groups such as 6-8,3-5,1-2, got 'coarse'"),
         (["mix", checkpoint, "--groups=2-1"], "groups: this generator has groups 1 to 2"),
         (["mix", checkpoint, "--rows=0"], "rows: expected"),
+        (["mix", checkpoint, "--magnify=0"], "magnify"),
         (["panorama", checkpoint, "--angle=400"], "angle: expected whole degrees from 1 to 360, got 400"),
         (["panorama", checkpoint, "--wrap=knot"], "wrap: expected mirror or ring, got 'knot'"),
         (["panorama", checkpoint, "--count=0"], "count: expected"),
         (["blend", checkpoint, "--mask=none.png"], "no such file: none.png"),
         (["blend", checkpoint, "--mask=text.png"], "mask: text.png is not a picture"),
-        (["blend", checkpoint, "--mask=mask.png", "--size=12x16"], "mask: expected 12x16, as --size says, got 5x6: mask.png"),
+        (["blend", checkpoint, "--mask=mask.png", "--size=9"], "mask: expected 9x9, as --size says, got 5x6: mask.png"),
         (["blend", checkpoint, "--edge=soft"], "edge: expected smooth or hard, got 'soft'"),
         (["blend", checkpoint, "--count=1"], "count: expected an integer of at least 2"),
         (["foveate", checkpoint, "--shares=0"], "shares: expected percents above 0 and at most 100, got 0"),

@@ -61,7 +61,8 @@ def read_mask(path: str, size: tuple[int, int] | None) -> Tensor:
     except (OSError, SyntaxError, ValueError) as error:
         raise UsageError(f"mask: {path} is not a picture that can be read ({error})") from error
     if size is not None and grey.shape != size:
-        raise UsageError(f"mask: expected {size[0]}x{size[1]}, as --size says, got {grey.shape[0]}x{grey.shape[1]}: {path}")
+        came = f"{grey.shape[0]}x{grey.shape[1]}"
+        raise UsageError(f"mask: expected {size[0]}x{size[1]}, as --size says, got {came}: {path}")
     return torch.from_numpy(grey / np.float32(255))
 
 
@@ -74,6 +75,7 @@ def run(
     noise: str,
     device: str,
     dtype: str,
+    magnify: int,
     count: int,
     mask: str,
     edge: str,
@@ -92,4 +94,4 @@ def run(
         z = draw.latents(generator, count, seed)
         weights = pixel_weights(positions, count, hard=edge == "hard")
         image = blend(generator, z, weights, truncation=truncation, noise=seeded)
-    return save_picture(out, picture(image), f"{count} latents, {edge} edges")
+    return save_picture(out, picture(image), f"{count} latents, {edge} edges", magnify)

@@ -26,8 +26,8 @@ from .shared import (
 def add(commands: Any, command: Command) -> None:
     parser = command(
         "cips foveate CHECKPOINT [options]",
-        "Draw an image of which only some pixels are computed, most of them where the gaze is, the rest filled by cubic "
-        "interpolation. Above, the computed pixels alone. Try: cips foveate runs/earth-64",
+        "Draw an image of which only some pixels are computed, most of them where the gaze is, the rest filled by "
+        "cubic interpolation. Above, the computed pixels alone. Try: cips foveate runs/earth-64",
     )
     add_common(parser, "foveated.png", "NAME.png")
     parser.add_argument("--shares", type=str, default="5,25,50,100", help="percent of the pixels, one picture each")
@@ -60,6 +60,7 @@ def run(
     noise: str,
     device: str,
     dtype: str,
+    magnify: int,
     shares: str,
     gaze: str,
     sigma: float,
@@ -89,4 +90,4 @@ def run(
         draw.draw(generator, draw.styles(generator, z, truncation)[0], size=shape, noise=seeded).cpu()
         print(f"the whole image at once: {time.perf_counter() - began:.3f} s")
     grid = image_grid(torch.stack(above + below), columns=len(chosen))
-    return save_picture(out, grid, f"computed pixels above, filled below, {shares} percent")
+    return save_picture(out, grid, f"computed pixels above, filled below, {shares} percent", magnify)

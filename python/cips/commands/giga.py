@@ -14,7 +14,7 @@ def add(commands: Any, command: Command) -> None:
         "Write one image of any size as a tiled TIFF, with the memory of one tile. "
         "Try: cips giga runs/earth-64 --size 4096",
     )
-    add_common(parser, "giga.tif", "NAME.tif", "4096")
+    add_common(parser, "giga.tif", "NAME.tif", "4096", magnify=False)
     parser.add_argument("--tile", type=int, default=512, help="pixels a side of a tile, a multiple of 16")
     commands.add_subcommand("giga", parser, help="an image of any size, written tile by tile")
 

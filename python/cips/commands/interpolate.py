@@ -7,7 +7,17 @@ from typing import Any
 from ..apps import draw, interpolate
 from ..errors import UsageError
 from ..films import check_film, save_film
-from .shared import Command, add_common, check_out, opened, parse_noise, parse_size, picture, usage_errors
+from .shared import (
+    Command,
+    add_common,
+    check_out,
+    magnified,
+    opened,
+    parse_noise,
+    parse_size,
+    picture,
+    usage_errors,
+)
 
 
 def add(commands: Any, command: Command) -> None:
@@ -33,6 +43,7 @@ def run(
     noise: str,
     device: str,
     dtype: str,
+    magnify: int,
     count: int,
     frames: int,
     fps: float,
@@ -55,6 +66,6 @@ def run(
             generator, z, frames, space=space, loop=loop, size=shape, truncation=truncation, noise=seeded
         )
         bar = tqdm(pictures, total=frames, unit="frame", delay=2, leave=False)
-        number = save_film(out, (picture(image) for image in bar), fps)
+        number = save_film(out, (magnified(picture(image), magnify) for image in bar), fps)
     print(f"{out}: {number} frames through {count} latents in {space}")
     return 0

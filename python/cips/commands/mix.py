@@ -70,6 +70,7 @@ def run(
     noise: str,
     device: str,
     dtype: str,
+    magnify: int,
     rows: int,
     groups: str,
 ) -> int:
@@ -85,4 +86,4 @@ def run(
         images = torch.cat([to_uint8(mix(generator, a, b, chosen, **options)) for a, b in pairs])
     names = ", ".join("+".join(str(group) for group in part) for part in chosen)
     grid = image_grid(images, columns=2 + len(chosen))
-    return save_picture(out, grid, f"columns A, B, and A with B in groups {names}")
+    return save_picture(out, grid, f"columns A, B, and A with B in groups {names}", magnify)

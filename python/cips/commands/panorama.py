@@ -22,7 +22,8 @@ from .shared import (
 def add(commands: Any, command: Command) -> None:
     parser = command(
         "cips panorama CHECKPOINT [options]",
-        "Draw a panorama whose ends meet, with one latent or several round it. Try: cips panorama runs/earth-64 --count 3",
+        "Draw a panorama whose ends meet, with one latent or several round it. "
+        "Try: cips panorama runs/earth-64 --count 3",
     )
     add_common(parser, "panorama.png", "NAME.png", "as dense as trained")
     parser.add_argument("--count", type=int, default=2, help="number of latents round the cylinder")
@@ -47,6 +48,7 @@ def run(
     noise: str,
     device: str,
     dtype: str,
+    magnify: int,
     count: int,
     angle: int,
     start: int,
@@ -59,4 +61,4 @@ def run(
         z = draw.latents(generator, count, seed)
         options = {"angle": angle, "start": start, "wrap": wrap}
         image = panorama(generator, z, size=shape, truncation=truncation, noise=seeded, **options)
-    return save_picture(out, picture(image), f"panorama of {angle} degrees, {count} latents")
+    return save_picture(out, picture(image), f"panorama of {angle} degrees, {count} latents", magnify)

@@ -21,8 +21,12 @@ from ..training.config import DTYPES
 Command = Callable[[str, str], Any]
 
 
-def add_common(parser: Any, out: str, out_help: str, size: str | None = "as trained") -> None:
+def add_common(
+    parser: Any, out: str, out_help: str, size: str | None = "as trained", *, magnify: bool = True
+) -> None:
     """Adds the checkpoint and the options that every command has."""
+    from jsonargparse.typing import PositiveInt
+
     parser.add_argument("checkpoint", type=str, help="a generator.safetensors, or the folder of a run")
     parser.add_argument("--out", type=str, default=out, help=out_help)
     parser.add_argument("--seed", type=int, default=0, help="of the latents and the noise")
@@ -38,6 +42,10 @@ def add_common(parser: Any, out: str, out_help: str, size: str | None = "as trai
         "--device", type=str, default="auto", help="'cuda', 'cpu', ...; 'auto' takes a GPU if there is one"
     )
     parser.add_argument("--dtype", type=str, default="float32", help=f"arithmetic: {' or '.join(DTYPES)}")
+    if magnify:
+        parser.add_argument(
+            "--magnify", type=PositiveInt, default=1, help="repeat each pixel so often, both ways, to look at it"
+        )
 
 
 def opened(checkpoint: str, device: str, dtype: str) -> Generator:
@@ -93,7 +101,7 @@ def parse_point(text: str, name: str) -> tuple[float, float]:
 
 
 def check_out(path: str, *suffixes: str) -> None:
-    """Raise UsageError where `path` has another suffix or lies where nothing can be written: before the work, not after it."""
+    """Raise UsageError where `path` has another suffix or nothing can be written there: before the work, not after."""
     name = Path(path)
     if suffixes and name.suffix.lower() not in suffixes:
         raise UsageError(f"out: expected {' or '.join(f'NAME{suffix}' for suffix in suffixes)}, got {path}")
@@ -114,7 +122,7 @@ def usage_errors() -> Iterator[None]:
     except UsageError:
         raise
     except torch.OutOfMemoryError as error:
-        raise UsageError("the picture does not fit the device's memory; try a smaller --size or --device cpu") from error
+        raise UsageError("the picture does not fit the device's memory; try a smaller one or --device cpu") from error
     except ValueError as error:
         raise UsageError(str(error)) from error
 
@@ -124,8 +132,13 @@ def picture(image: Tensor) -> Tensor:
     return to_uint8(image[None])[0]
 
 
-def save_picture(path: str, image: Tensor, what: str) -> int:
-    """Writes uint8 `[H, W, 3]` and says so; the exit status."""
-    save_png(path, image)
+def magnified(image: Tensor, times: int) -> Tensor:
+    """`[H, W, 3]` with each pixel repeated: `[times H, times W, 3]`."""
+    return image.repeat_interleave(times, 0).repeat_interleave(times, 1)
+
+
+def save_picture(path: str, image: Tensor, what: str, magnify: int) -> int:
+    """Writes uint8 `[H, W, 3]`, magnified, and says so; the exit status."""
+    save_png(path, magnified(image, magnify))
     print(f"{path}: {what}, {image.shape[0]}x{image.shape[1]}")
     return 0

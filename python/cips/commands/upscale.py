@@ -42,6 +42,7 @@ def run(
     noise: str,
     device: str,
     dtype: str,
+    magnify: int,
     factor: float,
     centre: str | None,
 ) -> int:
@@ -52,4 +53,4 @@ def run(
         z = draw.latents(generator, 1, seed)
         found = upscale(generator, z[0], factor, centre=point, truncation=truncation, noise=seeded)
     grid = image_grid(to_uint8(torch.stack((found.lanczos, found.dense))), columns=2)
-    return save_picture(out, grid, f"Lanczos and computed, {factor:g} times the trained size")
+    return save_picture(out, grid, f"Lanczos and computed, {factor:g} times the trained size", magnify)
