@@ -58,7 +58,7 @@ def test_a_pixel_has_the_same_colour_however_it_is_reached():
 def test_a_picture_in_strips_is_the_picture(monkeypatch):
     g = make()
     w = apps.draw.styles(g, apps.draw.latents(g, 2, 3))
-    blend = apps.pixel_weights(apps.mask_positions((24, 20)), 2).double()
+    blend = apps.pixel_weights(apps.mask_positions((24, 20), "vertical"), 2).double()
     coords = grids.cylinder(24, 20)
     calls = [(w[0], {}), (w[0], {"size": (9, 31)}), (w[0], {"coords": coords}), (w, {"blend": blend, "coords": coords})]
     whole = [apps.draw.draw(g, a, noise=5, **options) for a, options in calls]
