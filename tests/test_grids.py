@@ -98,3 +98,109 @@ def test_a_dilated_patch_reaches_the_last_pixel_and_no_further():
 def test_errors_name_the_argument(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_window_is_a_rectangle_of_the_magnified_image():
+    size, zoom = (12, 10), 3.5
+    whole = bits(grids.full(42, 35))
+    for centre, (top, left) in {
+        (0.0, 0.0): (15, 12),  # 20.5 - 5.5, 17 - 4.5 to the even
+        (-1.0, -1.0): (0, 0),
+        (1.0, 1.0): (30, 25),
+        (1.0, -1.0): (0, 25),
+        (0.0, 1.0): (30, 12),
+    }.items():
+        assert torch.equal(bits(grids.window(size, centre, zoom)), whole[top : top + 12, left : left + 10]), centre
+    assert torch.equal(bits(grids.window(size)), bits(grids.full(*size)))
+
+
+def test_foveated_points_are_pixels_of_the_full_grid():
+    full = bits(grids.full(30, 41))
+    for share in (0.05, 0.25, 0.5, 1.0):
+        points, positions = grids.foveated((30, 41), share, gaze=(0.3, -0.5), seed=4)
+        assert len(points) == round(share * 30 * 41) and positions.dtype == torch.int64
+        assert torch.equal(bits(points), full[positions[:, 0], positions[:, 1]])
+        order = positions[:, 0] * 41 + positions[:, 1]
+        assert (order.diff() > 0).all(), "each once, in the order of the image"
+        assert torch.equal(positions, grids.foveated((30, 41), share, gaze=(0.3, -0.5), seed=4)[1])
+    assert len(points) == 30 * 41
+    assert not torch.equal(grids.foveated(30, 0.2, seed=1)[1], grids.foveated(30, 0.2, seed=2)[1])
+    assert len(grids.foveated(30, 1e-9)[0]) == 1
+
+
+def test_foveated_draws_without_replacement_from_the_gaussian():
+    # two of six pixels: the chance that pixel i is among them is p_i + sum_j p_j p_i / (1 - p_j), j other than i
+    height, width, gaze, sigma = 2, 3, (1.0, -1.0), 0.4
+    y, x = np.mgrid[0:height, 0:width]
+    dx, dy = x / (width - 1) - (gaze[0] + 1) / 2, y / (height - 1) - (gaze[1] + 1) / 2
+    p = np.exp(-(dx**2 + dy**2) / (2 * sigma**2)).ravel()
+    p /= p.sum()
+    expected = np.array([p[i] + sum(p[j] * p[i] / (1 - p[j]) for j in range(6) if j != i) for i in range(6)])
+    draws, counts = 2000, np.zeros(6)
+    for seed in range(draws):
+        rows, columns = grids.foveated((height, width), 2 / 6, gaze, sigma, seed)[1].T.numpy()
+        counts[rows * width + columns] += 1
+    deviation = np.sqrt(expected * (1 - expected) / draws)
+    assert (np.abs(counts / draws - expected) < 4.5 * deviation).all(), (counts / draws, expected)
+
+
+def test_a_cylinder_that_mirrors_holds_the_full_grid_and_closes():
+    full, grid = bits(grids.full(7, 9)), bits(grids.cylinder(7, 16))
+    assert torch.equal(grid[:, :9], full)
+    assert torch.equal(grid[:, 9:], full[:, 1:8].flip(1)), "back the same way"
+    exact = [float(4 * abs(Fraction(i, 10) - round(Fraction(i, 10))) - 1) for i in range(10)]
+    assert torch.equal(grids.cylinder(3, 10)[0, :, 0], torch.tensor(exact))
+
+
+@pytest.mark.parametrize("wrap", grids.WRAPS)
+def test_a_cylinder_is_periodic_in_bits(wrap):
+    grid = bits(grids.cylinder(5, 24, wrap=wrap))
+    assert torch.equal(bits(grids.cylinder(5, 24, start=360, wrap=wrap)), grid)
+    assert torch.equal(bits(grids.cylinder(5, 24, start=-45, wrap=wrap)), grid.roll(3, 1))
+    half = bits(grids.cylinder(5, 12, 180, start=270, wrap=wrap))
+    assert torch.equal(half, grid.roll(6, 1)[:, :12])
+
+
+def test_a_ring_holds_no_point_twice_and_its_steps_are_even():
+    grid = grids.cylinder(9, 40, wrap="ring", inner=0.2).double()
+    radius = grid.norm(dim=-1)
+    torch.testing.assert_close(radius, torch.linspace(1, 0.2, 9).double()[:, None].expand(9, 40), rtol=0, atol=1e-6)
+    phi = torch.atan2(grid[..., 1], grid[..., 0]).remainder(2 * torch.pi)
+    expected = torch.arange(40).double() * 2 * torch.pi / 40
+    assert ((phi - expected + 1).remainder(2 * torch.pi) - 1).abs().max() < 1e-6
+    # the seam is a step like every other
+    steps = (grid - grid.roll(1, 1)).norm(dim=-1)
+    torch.testing.assert_close(steps, steps[:, :1].expand(9, 40), rtol=0, atol=1e-6)
+
+
+def test_points_are_taken_as_they_are():
+    assert grids.points([(0.5, -1), (0, 1)]).tolist() == [[0.5, -1.0], [0.0, 1.0]]
+    positions = torch.tensor([[[0, 3], [2, 1]]])
+    assert torch.equal(bits(grids.pixels(positions, (3, 4)))[0], bits(grids.full(3, 4))[[0, 2], [3, 1]])
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: grids.window(4, (0, 2)), r"centre: expected \(x, y\), each from -1 to 1"),
+        (lambda: grids.window(4, (0, 0), 0.5), "zoom: .* at least 1, got 0.5"),
+        (lambda: grids.window(4, (0, 0), float("nan")), "zoom"),
+        (lambda: grids.foveated(4, 0), "share: .* above 0 and at most 1, got 0"),
+        (lambda: grids.foveated(4, 1.01), "share"),
+        (lambda: grids.foveated(4, 0.5, (0, 0, 0)), "gaze"),
+        (lambda: grids.foveated(4, 0.5, sigma=0), "sigma"),
+        (lambda: grids.cylinder(4, 8, 361), "angle: expected whole degrees from 1 to 360, got 361"),
+        (lambda: grids.cylinder(4, 8, 90.0), "angle"),
+        (lambda: grids.cylinder(4, 8, start=0.5), "start"),
+        (lambda: grids.cylinder(4, 8, wrap="knot"), "wrap: expected mirror or ring, got 'knot'"),
+        (lambda: grids.cylinder(4, 8, wrap="ring", inner=1), "inner"),
+        (lambda: grids.points([1.0, 2.0]), r"values: .*\[P, 2\]"),
+        (lambda: grids.points([(1.0, float("nan"))]), "values"),
+        (lambda: grids.pixels(torch.tensor([[4, 0]]), 4), "positions: expected rows below 4"),
+        (lambda: grids.pixels(torch.tensor([[0, -1]]), 4), "positions"),
+        (lambda: grids.pixels(torch.tensor([0]), 4), "positions"),
+    ],
+)
+def test_errors_of_the_other_grids(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

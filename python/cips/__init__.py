@@ -8,7 +8,7 @@ corner = g(z, cips.grids.tile(256, 0, 0, 32, 32), noise=1)     # the same pixels
 
 from __future__ import annotations
 
-from . import grids
+from . import apps, grids
 from .checkpoint import load_generator, save_generator
 from .config import DiscriminatorConfig, GeneratorConfig, official_config, presets
 from .discriminator import Discriminator
@@ -23,6 +23,7 @@ __all__ = [
     "GeneratorConfig",
     "Sampler",
     "UsageError",
+    "apps",
     "grids",
     "load_generator",
     "official_config",

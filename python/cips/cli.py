@@ -1,4 +1,4 @@
-"""The command `cips`: train, sample, info, convert.
+"""The command `cips`: train, sample, info, convert, and the applications in `commands`.
 
 Exit status: 0; 1 where training diverged; 2 for what the user can put right, with one line on stderr; 128 +
 the signal's number where training was told to stop (its checkpoint is written).
@@ -18,6 +18,8 @@ import torch
 from cips_kernels.encoding import LOOKUPS
 
 from .checkpoint import atomic_file, load_generator, save_generator
+from .commands import COMMANDS
+from .commands.shared import OFFICIAL_SUFFIXES, check_out, open_generator, opened
 from .config import presets
 from .errors import UsageError
 from .generator import Generator
@@ -25,8 +27,6 @@ from .pictures import image_grid, save_png, to_uint8
 from .sampler import Sampler
 from .summary import summary
 from .training.config import DTYPES, TrainConfig
-
-OFFICIAL_SUFFIXES = (".pt", ".pth")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"cips: error: {' '.join(str(error).split())} (see cips --help)", file=sys.stderr)
         return 2
     name = options.pop("subcommand")
-    command = {"train": _train, "sample": _sample, "info": _info, "convert": _convert}[name]
+    own = {"train": _train, "sample": _sample, "info": _info, "convert": _convert}
+    command = own.get(name) or COMMANDS[name].run
     values = {key: value for key, value in vars(options[name]).items() if key != "config"}
     try:
         return command(**values)
@@ -61,7 +62,10 @@ def _parser(kind: Any) -> Any:
         return kind(prog="cips", usage=usage, description=description, exit_on_error=False)
 
     parser = command(
-        "cips {train,sample,info,convert} ...", "Train and sample generators with conditionally-independent pixels."
+        "cips COMMAND ...",
+        "Train generators whose every pixel is computed on its own, and draw with them. Start with 'cips train --data "
+        "earth --size 64', then 'cips sample runs/earth-64'; each other command takes the same runs/earth-64 and says "
+        "more with --help, such as 'cips mix --help'.",
     )
     commands = parser.add_subcommands(dest="subcommand")
 
@@ -90,7 +94,7 @@ def _parser(kind: Any) -> Any:
     sample.add_argument("--count", type=int, default=36, help="number of images")
     sample.add_argument("--seed", type=int, default=0, help="of the latents and the noise")
     sample.add_argument(
-        "--truncation", type=float, default=1.0, help="1: none; towards 0: towards the mean image"
+        "--truncation", "--psi", type=float, default=1.0, help="1: none; towards 0: towards the mean image"
     )
     sample.add_argument(
         "--size", type=int, default=None, help="pixels a side, by default as trained; larger: denser"
@@ -105,6 +109,8 @@ def _parser(kind: Any) -> Any:
     )
     sample.add_argument("--dtype", type=str, default="float32", help=f"arithmetic: {' or '.join(DTYPES)}")
     commands.add_subcommand("sample", sample, help="draw images from a trained generator")
+    for application in COMMANDS.values():
+        application.add(commands, command)
 
     info = command(
         "cips info MODEL", "Print layers, parameters, arithmetic and memory of a preset or of a trained generator."
@@ -173,7 +179,8 @@ def _sample(
         raise UsageError(f"lookup: expected {' or '.join(LOOKUPS)}, got {lookup!r}")
     if dtype not in DTYPES:
         raise UsageError(f"dtype: expected {' or '.join(DTYPES)}, got {dtype!r}")
-    generator = _open(checkpoint, device=_device(device), dtype=DTYPES[dtype])
+    check_out(out)
+    generator = opened(checkpoint, device, dtype)
     random = torch.Generator().manual_seed(seed)
     latents = torch.randn(count, generator.config.style_dim, generator=random)
     grid = Path(out).suffix.lower() == ".png"
@@ -211,7 +218,7 @@ def _info(model: str) -> int:
             generator = Generator(presets[model])
         title = f"preset {model}"
     elif Path(model).exists():
-        generator, title = _open(model), model
+        generator, title = open_generator(model), model
         title += f" (official {_kind(generator)})" if Path(model).suffix.lower() in OFFICIAL_SUFFIXES else ""
     else:
         raise UsageError(
@@ -245,22 +252,5 @@ def _convert(source: str, out: str, which: str | None, size: int | None) -> int:
     return 0
 
 
-def _open(path: str, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Generator:
-    """A generator of this package or of the official code, told by the name's ending."""
-    if Path(path).suffix.lower() in OFFICIAL_SUFFIXES:
-        return Generator.from_official(path, dtype=dtype).to(device)
-    return load_generator(path, device, dtype=dtype)
-
-
 def _kind(generator: Generator) -> str:
     return "CIPSres" if generator.config.residual else "CIPSskip"
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device: {name!r} cannot be used ({str(error).splitlines()[0]})") from error
-    return name

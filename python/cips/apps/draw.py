@@ -1,0 +1,91 @@
+"""What the applications share: latents from a seed, and a picture drawn strip by strip."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import grids
+from ..generator import Generator
+
+STRIP = 1 << 18  # pixels drawn at a time: a 512 x 512 image is drawn at once
+
+Noise = int | str
+
+
+def latents(generator: Generator, count: int, seed: int = 0) -> Tensor:
+    """z `[count, style_dim]` ~ N(0, 1) on the generator's device: those of `cips sample` with the same seed and count.
+
+    Raises:
+        ValueError: a count below 1.
+    """
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ValueError(f"count: expected an integer of at least 1, got {count!r}")
+    z = torch.randn(count, generator.config.style_dim, generator=torch.Generator().manual_seed(seed))
+    return z.to(generator.w_mean)
+
+
+@torch.no_grad()
+def styles(generator: Generator, z: Tensor, truncation: float = 1.0) -> Tensor:
+    """w `[K, style_dim]` of z `[K, style_dim]`, each row mapped alone, so that its bits do not depend on the others.
+
+    Raises:
+        ValueError, TypeError: as `Generator.styles`.
+    """
+    if z.dim() != 2:
+        raise ValueError(f"z: expected [K, {generator.config.style_dim}], got {list(z.shape)}")
+    return torch.cat([generator.styles(z[k : k + 1], truncation=truncation) for k in range(len(z))])
+
+
+@torch.no_grad()
+def draw(
+    generator: Generator,
+    w: Tensor,
+    *,
+    size: int | tuple[int, int] | None = None,
+    coords: Tensor | None = None,
+    blend: Tensor | None = None,
+    noise: Noise = 0,
+    label: str = "drawing",
+) -> Tensor:
+    """One picture of any size, with a progress bar where it takes over two seconds.
+
+    Args:
+        w: `[style_dim]`, or W+ `[n_styles, style_dim]`; with `blend` K of them.
+        size: (height, width) of the full grid; None: the generator's own.
+        coords: instead of `size`, a grid `[H, W, 2]`.
+        blend: `[H, W, K]`, the weights of the K styles at each pixel.
+        noise: an int seed, or "off".
+
+    Returns:
+        float32 `[3, H, W]` on the generator's device. Each pixel is computed alone, so that strips change nothing
+        but how many pixels of activations there are at a time.
+
+    Raises:
+        ValueError, TypeError: as `Generator.forward`, naming the argument.
+    """
+    from tqdm import tqdm
+
+    whole = {"input_is_w": True, "noise": noise}
+    if coords is None:
+        height, width = grids.as_size(generator.config.size if size is None else size)
+    elif size is not None:
+        raise ValueError(f"size: expected None where coords are given, got {size!r}")
+    else:
+        height, width = coords.shape[:2]
+    if height * width <= STRIP:
+        place = {"size": (height, width)} if coords is None else {"coords": coords}
+        return generator(w[None], **place, **whole, blend=blend)[0]
+    device, rows = w.device, max(1, STRIP // width)
+    picture = torch.empty((3, height, width), dtype=generator.w_mean.dtype, device=device)
+    with tqdm(total=height, desc=label, unit="row", delay=2, leave=False) as bar:
+        for top in range(0, height, rows):
+            count = min(rows, height - top)
+            if coords is None:
+                strip = grids.tile((height, width), top, 0, count, width, device)
+            else:
+                strip = coords[top : top + count]
+            weights = None if blend is None else blend[top : top + count]
+            picture[:, top : top + count] = generator(w[None], strip, **whole, blend=weights)[0]
+            bar.update(count)
+    return picture
