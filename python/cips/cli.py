@@ -1,4 +1,4 @@
-"""The command `cips`: train, sample, info.
+"""The command `cips`: train, sample, info, data.
 
 Exit status: 0; 1 where training diverged; 2 for what the user can put right, with one line on stderr; 128 +
 the signal's number where training was told to stop (its checkpoint is written).
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from .checkpoint import load_generator
+from .data import command as data_command
 from .errors import UsageError
 from .generator import Generator, presets
 from .pictures import image_grid, save_png, to_uint8
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"cips: error: {' '.join(str(error).split())} (see cips --help)", file=sys.stderr)
         return 2
     name = options.pop("subcommand")
-    command = {"train": _train, "sample": _sample, "info": _info}[name]
+    command = {"train": _train, "sample": _sample, "info": _info, "data": data_command.run}[name]
     values = {key: value for key, value in vars(options[name]).items() if key != "config"}
     try:
         return command(**values)
@@ -55,7 +56,7 @@ def _parser(kind: Any) -> Any:
         return kind(prog="cips", usage=usage, description=description, exit_on_error=False)
 
     parser = command(
-        "cips {train,sample,info} ...", "Train and sample generators with conditionally-independent pixels."
+        "cips {train,sample,info,data} ...", "Train and sample generators with conditionally-independent pixels."
     )
     commands = parser.add_subcommands(dest="subcommand")
 
@@ -102,6 +103,10 @@ def _parser(kind: Any) -> Any:
         "model", type=str, help=f"{', '.join(presets)}, a generator.safetensors, or the folder of a run"
     )
     commands.add_subcommand("info", info, help="print what a preset or checkpoint consists of")
+
+    data = command(data_command.USAGE, data_command.DESCRIPTION)
+    data_command.add_arguments(data)
+    commands.add_subcommand("data", data, help="look through a set of images")
     return parser
 
 
