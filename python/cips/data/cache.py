@@ -210,7 +210,8 @@ def _decode(
             bar.update()
             if isinstance(result, TooSmallError) and preparation.too_small == "refuse":
                 raise UsageError(
-                    f"{container.path}/{name}: {result} (too_small: 'skip' leaves such images out, 'enlarge' scales them)"
+                    f"{container.path}/{name}: {result} "
+                    "(too_small: 'skip' leaves such images out, 'enlarge' scales them)"
                 ) from result
             if isinstance(result, Exception):
                 skipped.append((name, reason_of(result)))
