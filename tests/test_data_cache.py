@@ -144,7 +144,7 @@ def test_skipped_files_are_told_of_again(folder, cache):
         assert "broken.png: cannot be read as an image" in said and source.skipped == first[0].skipped
 
 
-def test_the_number_of_threads_changes_nothing(folder, decoded):
+def test_the_number_of_threads_changes_nothing(folder):
     found = []
     for workers in (1, 2, 7):
         with open_container(str(folder)) as container:
@@ -232,16 +232,9 @@ def mixed_sizes(tmp_path):
     return write_folder(tmp_path / "mixed", files), [np.asarray(noise_image(*s, k)) for k, s in enumerate(shapes)]
 
 
-@pytest.mark.parametrize("on_device", [True, False])
-def test_random_cuts_lie_anywhere_in_the_image(tmp_path, cache, monkeypatch, on_device):
+def test_random_cuts_lie_anywhere_in_the_image(tmp_path, cache):
     folder, truth = mixed_sizes(tmp_path)
     source, _ = opened(folder, cache, crop="random")
-    if not on_device:
-        monkeypatch.setattr(stored_module, "DEVICE_BYTES", 10)
-        source.to("meta")  # stands for another device: the pixels stay here
-        assert source.pixels.device.type == "cpu" and source.images(np.array([2, 0])).device.type == "meta"
-        source._device = torch.device("meta")
-        monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: tensor)
     index = np.arange(4).repeat(300)
     cuts = source.images(index, np.random.default_rng(5)).numpy()
     corners = source.corners(index, np.random.default_rng(5))
@@ -255,6 +248,36 @@ def test_random_cuts_lie_anywhere_in_the_image(tmp_path, cache, monkeypatch, on_
     for cut, pixels in zip(still, truth):
         top, left = (pixels.shape[0] - 8) // 2, (pixels.shape[1] - 8) // 2
         assert np.array_equal(cut, pixels[top : top + 8, left : left + 8])
+
+
+def test_the_devices_way_cuts_what_the_hosts_does(tmp_path, cache):
+    source, _ = opened(mixed_sizes(tmp_path)[0], cache, crop="random")
+    index = np.arange(4).repeat(20)
+    expected = source.images(index, np.random.default_rng(5))
+    corners, widths = source.corners(index, np.random.default_rng(5)), source.shapes[index, 1]
+    starts = np.array([0, 64, 64 + 180, 64 + 180 + 240])[index]
+    first = starts + corners[:, 0] * widths + corners[:, 1]
+    found = stored_module.gather(source.pixels, torch.from_numpy(first), torch.from_numpy(widths), 8)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("limit", [10, 2**30])
+def test_on_the_gpu_and_from_the_host(tmp_path, cache, monkeypatch, limit):
+    source, _ = opened(mixed_sizes(tmp_path)[0], cache, crop="random")
+    index = np.arange(4).repeat(20)
+    expected = source.images(index, np.random.default_rng(5))
+    monkeypatch.setattr(stored_module, "DEVICE_BYTES", limit)
+    source.to("cuda")
+    assert source.pixels.is_cuda == (limit > 10)
+    found = source.images(index, np.random.default_rng(5))
+    assert found.is_cuda and torch.equal(found.cpu(), expected)
+
+
+def test_a_set_too_large_for_the_device_travels_by_batch(folder, cache, monkeypatch):
+    monkeypatch.setattr(stored_module, "DEVICE_BYTES", 10)
+    source = opened(folder, cache)[0].to("meta")  # stands for another device
+    assert source.pixels.device.type == "cpu" and source.images(np.array([2, 0])).device.type == "meta"
 
 
 @pytest.mark.parametrize("size, stored", [(256, 300), (256, 512)])

@@ -28,7 +28,7 @@ class StoredImages(ImageSource):
         self._starts = np.cumsum(areas) - areas
         self._rooms = self.shapes - size  # the largest corner of a cut
         self.pixels = torch.from_numpy(np.asarray(decoded.pixels))
-        self._device, self._lines = torch.device("cpu"), torch.arange(size)
+        self._device = torch.device("cpu")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -37,7 +37,6 @@ class StoredImages(ImageSource):
         self._device = torch.empty(0, device=device).device  # with its number: "cuda" alone never equals it
         if self.pixels.numel() <= DEVICE_BYTES:
             self.pixels = self.pixels.to(self._device)
-            self._lines = self._lines.to(self._device)
         return self
 
     def corners(self, index: np.ndarray, random: np.random.Generator | None = None) -> np.ndarray:
@@ -50,20 +49,37 @@ class StoredImages(ImageSource):
     def images(self, index: np.ndarray, random: np.random.Generator | None = None) -> Tensor:
         corners, widths, starts = self.corners(index, random), self.shapes[index, 1], self._starts[index]
         first = starts + corners[:, 0] * widths + corners[:, 1]
-        if self.pixels.device == self._device:
+        if self.pixels.device.type != "cpu":
             # copies this small do not make the host wait for the device
-            start, width = torch.from_numpy(np.stack((first, widths))).to(self._device, non_blocking=True)
-            places = start[:, None, None] + width[:, None, None] * self._lines[:, None] + self._lines
-            return self.pixels[places]
-        pixels = self.pixels.numpy()
-        batch = torch.empty(len(index), self.size, self.size, 3, dtype=torch.uint8)
-        for image, start, width in zip(batch.numpy(), first, widths):
-            rows = pixels[start : start + (self.size - 1) * width + self.size]
-            # strides over rows of the stored image: only the lines of the cut are read from the map
-            step = rows.strides[0]
-            image[:] = np.lib.stride_tricks.as_strided(
-                rows, (self.size, self.size, 3), (int(width) * step, step, rows.strides[1])
-            )
+            places = torch.from_numpy(np.stack((first, widths))).to(self._device, non_blocking=True)
+            return gather(self.pixels, *places, self.size)
+        batch = copy_cuts(self.pixels.numpy(), first, widths, self.size)
         return (batch.pin_memory() if self._device.type == "cuda" else batch).to(
             self._device, non_blocking=True
         )
+
+
+def gather(pixels: Tensor, first: Tensor, widths: Tensor, size: int) -> Tensor:
+    """Squares out of images that lie one after the other, in one indexing: a device's way.
+
+    Args:
+        pixels: `[P, 3]`.
+        first: number of each square's first pixel, int64 `[B]`.
+        widths: of the image that each lies in, int64 `[B]`.
+        size: pixels a side.
+
+    Returns:
+        `[B, size, size, 3]`, of the dtype and device of `pixels`.
+    """
+    line = torch.arange(size, device=pixels.device)
+    return pixels[first[:, None, None] + widths[:, None, None] * line[:, None] + line]
+
+
+def copy_cuts(pixels: np.ndarray, first: np.ndarray, widths: np.ndarray, size: int) -> Tensor:
+    """The same line by line: the host's way, which reads of a mapped file only what the squares cover."""
+    batch = torch.empty(len(first), size, size, 3, dtype=torch.uint8)
+    for square, start, width in zip(batch.numpy(), first, widths):
+        rows = pixels[start : start + (size - 1) * width + size]
+        line, value = rows.strides
+        square[:] = np.lib.stride_tricks.as_strided(rows, (size, size, 3), (int(width) * line, line, value))
+    return batch
