@@ -115,7 +115,7 @@ def test_unusable_sources_leave_with_status_2(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     write_folder(tmp_path / "broken", {"a.png": b"no"})
     for arguments, message in {
-        (str(tmp_path / "none"),): "no such file or folder",
+        (str(tmp_path / "none"),): "no such folder or file",
         (str(tmp_path / "empty"),): "no images in the folder",
         (str(tmp_path / "broken"),): "data: none of the 1 images in",
         ("earth",): "data: 'earth' is built in and needs no check",

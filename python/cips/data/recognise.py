@@ -72,7 +72,7 @@ def _recognise(name: str, size: int | None) -> Container:
         if shards:
             return TarShards(name, shards)
         raise UsageError(f"data: no file matches {name!r}")
-    raise UsageError(f"data: expected {EXPECTED}, got {name!r} (no such file or folder)")
+    raise UsageError(f"data: expected {EXPECTED}, got {name!r} (no such folder or file)")
 
 
 def _recognise_folder(path: Path, size: int | None) -> Container:
