@@ -6,13 +6,20 @@ here, before anything imports one; what needs the compiler instead runs in a pro
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 
 import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# decoded images are kept away from the user's cache
+os.environ["CIPS_CACHE"] = tempfile.mkdtemp(prefix="cips-cache-")
+atexit.register(shutil.rmtree, os.environ["CIPS_CACHE"], ignore_errors=True)
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
 

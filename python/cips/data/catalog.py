@@ -1,24 +1,57 @@
-"""How a set of images is named on the command line."""
+"""From what the command line says to a set of training images."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ..errors import UsageError
+from .cache import Say, decoded_images
 from .earth import EarthCrops
-from .folder import ImageFolder
+from .prepare import Preparation
+from .recognise import EARTH, data_name, open_container
 from .source import ImageSource
+from .stored import StoredImages
+
+LISTED = 5  # skipped files named one by one
 
 
-def open_source(name: str, size: int) -> ImageSource:
-    """The images called `name`: "earth", or the path of a folder.
+def open_source(
+    name: str,
+    size: int,
+    *,
+    crop: str = "centre",
+    load_size: int | None = None,
+    too_small: str = "refuse",
+    cache: str | None = None,
+    workers: int | None = None,
+    say: Say = lambda text: None,
+) -> ImageSource:
+    """The images called `name`: "earth", or what lies at a path (see `open_container`).
+
+    Files that are no whole images are skipped, and `say` is told of them; a set of one image is a set.
+
+    Args:
+        name: "earth", a path, or a pattern of shards.
+        size: height and width of the training images.
+        crop, load_size, too_small: see `Preparation`; of "earth", whose crops always are random, only their
+            defaults.
+        cache, workers: see `decoded_images`.
+        say: gets lines of text: what was recognised, where images come from, what was skipped.
 
     Raises:
-        UsageError: neither, or the images cannot serve `size`.
+        UsageError: nothing known lies there, or the images cannot serve `size`.
     """
-    if name == "earth":
+    preparation = Preparation(size, crop, load_size, too_small)
+    if name == EARTH:
+        if load_size is not None or too_small != "refuse":
+            raise UsageError("data 'earth': cuts its own crops; load_size and too_small are for other data")
         return EarthCrops(size)
-    if Path(name).is_dir():
-        return ImageFolder(name, size)
-    what = "a file" if Path(name).exists() else "no such folder"
-    raise UsageError(f"data: expected 'earth' (built in) or a folder of images, got {name!r} ({what})")
+    with open_container(name, size) as container:
+        others = f", {len(container.others)} other files" if container.others else ""
+        say(f"data {name}: {container.kind}, {len(container)} images{others}")
+        decoded = decoded_images(container, preparation, cache=cache, workers=workers, say=say)
+    if decoded.skipped:
+        say(f"skipped {len(decoded.skipped)} of {len(decoded.skipped) + len(decoded.names)} images:")
+        for file, why in decoded.skipped[:LISTED]:
+            say(f"  {file}: {why}")
+        if len(decoded.skipped) > LISTED:
+            say(f"  and {len(decoded.skipped) - LISTED} more; see cips data check {name}")
+    return StoredImages(decoded, size, data_name(name))

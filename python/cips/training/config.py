@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..config import DiscriminatorConfig, GeneratorConfig, presets
+from ..data import Preparation, data_name
 from ..errors import UsageError
 
 AUTO = "auto"
@@ -62,7 +62,9 @@ PRESET_DEFAULTS = {
 class TrainConfig:
     """Options of a run; `resolve` fills in those left to the device and the preset ("auto" or None)."""
 
-    data: str = option("earth", "'earth' (built-in satellite images) or a folder of images")
+    data: str = option(
+        "earth", "'earth' (built-in satellite images), or the path of a folder, zip, LMDB or WebDataset shards"
+    )
     size: int = option(64, "height and width of the images, a power of two")
     out: str | None = option(None, "folder of the run; by default runs/DATA-SIZE")
     resume: str = option(
@@ -87,6 +89,16 @@ class TrainConfig:
     cuda_graphs: bool = option(True, "replay steps as CUDA graphs (on a GPU; the host is then never in the way)")
     seed: int = option(0, "of the weights, the latents, the noise and the order of the data")
     flip: bool = option(True, "mirror half of the real images")
+    rotate: bool = option(False, "turn real images by random quarters; for satellite pictures")
+    crop: str = option("centre", "what is cut out of a larger image: its 'centre', or another part each time: 'random'")
+    load_size: int | None = option(
+        None, "scale shorter sides down to this first; by default to the size, or for random crops not at all"
+    )
+    too_small: str = option("refuse", "images smaller than the size: 'refuse', 'skip' or 'enlarge' them")
+    cache: str | None = option(
+        None, "folder of decoded images, by default $CIPS_CACHE or ~/.cache/cips; 'off': decode at every start"
+    )
+    workers: int | None = option(None, "threads that decode images; by default one a processor")
     lr: float = option(0.002, "learning rate of Adam before the correction for lazy regularisation")
     g_lazy_every: int = option(
         4, "correct the generator's Adam as if regularised every so many steps (official); 0: do not"
@@ -101,7 +113,7 @@ class TrainConfig:
     keep: int = option(2, "checkpoints to keep")
 
     def __post_init__(self) -> None:
-        positive = ("batch", "width", "n_layers", "samples", "log_every", "keep")
+        positive = ("batch", "width", "n_layers", "samples", "log_every", "keep", "workers")
         not_negative = ("steps", "g_lazy_every", "r1_every", "sample_every", "checkpoint_every", "seed")
         for name in positive + not_negative:
             value, low = getattr(self, name), int(name in positive)
@@ -118,6 +130,7 @@ class TrainConfig:
                 raise UsageError(f"{name}: expected a number {allowed}, got {getattr(self, name)}")
         if self.size < 8 or self.size & (self.size - 1):
             raise UsageError(f"size: expected a power of two of at least 8, got {self.size}")
+        Preparation(self.size, self.crop, self.load_size, self.too_small)  # raises
         if self.preset not in (AUTO, *presets):
             raise UsageError(f"preset: expected auto, {' or '.join(presets)}, got {self.preset!r}")
         if self.dtype not in (AUTO, *DTYPES):
@@ -134,7 +147,7 @@ class TrainConfig:
             UsageError: a device that is not there.
         """
         if saved is not None:
-            here = ("device", "dtype", "out", "backend", "cuda_graphs")
+            here = ("device", "dtype", "out", "backend", "cuda_graphs", "cache", "workers")
             names = [field.name for field in dataclasses.fields(self) if field.name not in here]
             taken = {n: saved[n] for n in names if getattr(self, n) in (None, AUTO) and n in saved}
             return dataclasses.replace(self, **taken).resolve()
@@ -150,8 +163,7 @@ class TrainConfig:
         defaults = PRESET_DEFAULTS[preset]
         filled = {n: v for n, v in dataclasses.asdict(defaults).items() if getattr(self, n) is None}
         dtype = self.dtype if self.dtype != AUTO else ("bfloat16" if kind == "cuda" else "float32")
-        set_name = self.data if self.data == "earth" else Path(self.data).resolve().name
-        out = self.out or f"runs/{set_name}-{self.size}"
+        out = self.out or f"runs/{data_name(self.data)}-{self.size}"
         return dataclasses.replace(self, **filled, device=device, preset=preset, dtype=dtype, out=out)
 
     def generator_config(self) -> GeneratorConfig:

@@ -78,8 +78,10 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
     config, saved, source_file = _find_start(config)
     assert config.out is not None and config.batch is not None  # resolved
     folder = Path(config.out)
-    images = open_source(config.data, config.size).to(config.device)
-    batches = Batches(images, config.batch, seed=config.seed, flip=config.flip)
+    names = ("crop", "load_size", "too_small", "cache", "workers")
+    how = {name: getattr(config, name) for name in names}
+    images = open_source(config.data, config.size, **how, say=say).to(config.device)
+    batches = Batches(images, config.batch, seed=config.seed, flip=config.flip, rotate=config.rotate)
 
     torch.manual_seed(config.seed)
     if config.device.startswith("cuda"):
