@@ -62,7 +62,7 @@ def test_a_picture_in_strips_is_the_picture(monkeypatch):
     coords = grids.cylinder(24, 20)
     calls = [(w[0], {}), (w[0], {"size": (9, 31)}), (w[0], {"coords": coords}), (w, {"blend": blend, "coords": coords})]
     whole = [apps.draw.draw(g, a, noise=5, **options) for a, options in calls]
-    monkeypatch.setattr(drawing, "STRIP", 70)
+    monkeypatch.setitem(drawing.STRIPS, "cpu", 70)
     for (a, options), expected in zip(calls, whole):
         assert same(apps.draw.draw(g, a, noise=5, **options), expected)
 

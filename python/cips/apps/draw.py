@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import grids
 from ..generator import Generator
 
-STRIP = 1 << 18  # pixels drawn at a time: a 512 x 512 image is drawn at once
+STRIPS = {"cpu": 1 << 14, "cuda": 1 << 18}  # pixels drawn at a time: some seconds of the paper's network on a CPU
 
 Noise = int | str
 
@@ -35,6 +35,11 @@ def styles(generator: Generator, z: Tensor, truncation: float = 1.0) -> Tensor:
     if z.dim() != 2:
         raise ValueError(f"z: expected [K, {generator.config.style_dim}], got {list(z.shape)}")
     return torch.cat([generator.styles(z[k : k + 1], truncation=truncation) for k in range(len(z))])
+
+
+def strip_size(device: torch.device) -> int:
+    """Pixels that are drawn at a time on a device."""
+    return STRIPS.get(device.type, STRIPS["cuda"])
 
 
 @torch.no_grad()
@@ -73,10 +78,11 @@ def draw(
         raise ValueError(f"size: expected None where coords are given, got {size!r}")
     else:
         height, width = coords.shape[:2]
-    if height * width <= STRIP:
+    strip_pixels = strip_size(w.device)
+    if height * width <= strip_pixels:
         place = {"size": (height, width)} if coords is None else {"coords": coords}
         return generator(w[None], **place, **whole, blend=blend)[0]
-    device, rows = w.device, max(1, STRIP // width)
+    device, rows = w.device, max(1, strip_pixels // width)
     picture = torch.empty((3, height, width), dtype=generator.w_mean.dtype, device=device)
     with tqdm(total=height, desc=label, unit="row", delay=2, leave=False) as bar:
         for top in range(0, height, rows):

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import grids
 from ..errors import UsageError
 from ..generator import Generator
-from .draw import STRIP, Noise
+from .draw import Noise, strip_size
 
 
 class Foveation(NamedTuple):
@@ -102,7 +102,7 @@ def foveate(
     _griddata()  # its import is not timed
     began = time.perf_counter()
     w = generator.styles(z[None], truncation=truncation)
-    parts = [generator(w, part, input_is_w=True, noise=noise)[0].cpu() for part in points.split(STRIP)]
+    parts = [generator(w, part, input_is_w=True, noise=noise)[0].cpu() for part in points.split(strip_size(w.device))]
     drawn = time.perf_counter()  # the copy to the CPU has waited for the device
     image = fill(torch.cat(parts), positions, shape)
     return Foveation(image.permute(2, 0, 1), positions, drawn - began, time.perf_counter() - drawn)
