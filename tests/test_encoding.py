@@ -298,7 +298,7 @@ def test_errors_name_the_argument(change):
     case = random_stack(WIDTHS, RGB_AFTER, batch=2, pixels=20, noise=None)
     e = make(size=(4, 5))._replace(**changes)
     with pytest.raises(error, match=words):
-        colours(case, e) if e.dtype != torch.float64 else functional._encoded_stack(e, ([], []), None, {}, False, "auto")
+        colours(case, e) if e.dtype != torch.float64 else functional._encoded_stack(e, ([], []), None, {}, False, "all", "auto")
 
 
 def test_a_layout_or_coordinates_beside_an_encoding_are_refused():
