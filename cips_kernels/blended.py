@@ -19,12 +19,10 @@ from .spec import StackInputs, StackSaved, StackSpec, accumulation_dtype, empty_
 _CHUNK_ROWS = 1 << 14  # images x pixels: 15 layers of 512 channels of such a chunk are 0.25 GB in bfloat16
 
 
-def _warn(x: Tensor) -> None:
+def _warn(x: Tensor, reason: str) -> None:
+    """Say once, on a GPU, that it is the slow way, and why."""
     if x.device.type == "cuda":
-        warn_once(
-            "cips_kernels serves blended styles with the reference backend, which is slower:"
-            " no fused kernel takes them."
-        )
+        warn_once(f"cips_kernels serves blended styles with the reference backend, which is slower: {reason}.")
 
 
 def _chunk(inputs: StackInputs, spec: StackSpec, first: int, count: int) -> StackInputs:
@@ -43,8 +41,14 @@ def _chunk(inputs: StackInputs, spec: StackSpec, first: int, count: int) -> Stac
 
 
 @torch.no_grad()
-def forward(inputs: StackInputs, spec: StackSpec, want_features: bool, save: bool) -> tuple[Tensor, Tensor, StackSaved]:
-    """Serve a forward call with `inputs.blend`, as a backend's `forward`.
+def forward(
+    inputs: StackInputs,
+    spec: StackSpec,
+    want_features: bool,
+    save: bool,
+    reason: str = "no fused kernel of the backend takes them",
+) -> tuple[Tensor, Tensor, StackSaved]:
+    """Serve a forward call with `inputs.blend`, as a backend's `forward`. `reason`: why no fused kernel does.
 
     Raises:
         RuntimeError: `save` is asked for. Gradients of blended styles are those of `differentiable`.
@@ -54,7 +58,7 @@ def forward(inputs: StackInputs, spec: StackSpec, want_features: bool, save: boo
             "modfc_stack: with blend it keeps nothing for a backward; call functional.modfc_stack for gradients"
         )
     x, batch, pixels = inputs.x, inputs.batch, inputs.pixels
-    _warn(x)
+    _warn(x, reason)
     rgb = empty_like_layout(x, batch, spec.rgb_channels if spec.rgb_after else 0, accumulation_dtype(x.dtype))
     keep = spec.depth > 0 and want_features
     features = empty_like_layout(x, batch, spec.widths[-1], x.dtype) if keep else x.new_empty(0)
@@ -73,7 +77,7 @@ def forward(inputs: StackInputs, spec: StackSpec, want_features: bool, save: boo
 def differentiable(inputs: StackInputs, spec: StackSpec) -> tuple[Tensor, Tensor]:
     """Features (empty without layers) and RGB sum of a call with `inputs.blend`, connected to its inputs' graph."""
     x = inputs.x
-    _warn(x)
+    _warn(x, "it has gradients, which no fused kernel makes of them")
     # x is in its compute dtype already; a compiler can trace this context, not the operators' own
     with torch.autocast(x.device.type, enabled=False) if autocast_on(x.device) else nullcontext():
         found = reference.stack_layers(inputs, spec, [])

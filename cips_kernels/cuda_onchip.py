@@ -34,6 +34,7 @@ class Prepared(NamedTuple):
     fourier: Tensor | None
     rgb_bias: Tensor
     kept: Tensor | None  # memory for the inputs of residual blocks, 17 MB on 132 multiprocessors
+    eps: float = 0.0  # of the demodulation of blends, whose slabs are not modulated
 
 
 class Places(NamedTuple):
@@ -76,7 +77,7 @@ def why_not_encoding(e: Encoding) -> str | None:
 
 
 @lru_cache(maxsize=256)
-def _plan(spec: StackSpec, batch: int, held: int):  # -> cips_kernels._cuda.StackPlan
+def make_plan(spec: StackSpec, batch: int, held: int, styles: int = 0):  # -> cips_kernels._cuda.StackPlan
     packing = spec.packing(batch)
     depth = max(spec.rgb_after) + 1  # what no ToRGB reads is not computed
 
@@ -89,7 +90,7 @@ def _plan(spec: StackSpec, batch: int, held: int):  # -> cips_kernels._cuda.Stac
         for (first, last), skip in zip(spec.blocks, packing.skips)
         if last < depth
     ]
-    return _load().StackPlan(layers, rgbs, list(spec.rgb_after), blocks, held, batch)
+    return _load().StackPlan(layers, rgbs, list(spec.rgb_after), blocks, held, batch, styles)
 
 
 def _stream(device: torch.device) -> int:
@@ -104,7 +105,7 @@ def prepare(inputs: StackInputs, spec: StackSpec, dtype: torch.dtype, e: Encodin
     """Modulate and tile every weight of a call, in one launch."""
     batch, device = inputs.batch, inputs.weights.device
     held = min(spec.widths[0], MAX_WIDTH) if e is None else e.fourier_weight.shape[0]
-    plan = _plan(spec, batch, held)
+    plan = make_plan(spec, batch, held)
     slabs = torch.empty((batch, plan.slab_bytes), dtype=torch.uint8, device=device)
     records = torch.empty((batch, plan.record_bytes), dtype=torch.uint8, device=device)
     rgb_bias = torch.empty(MAX_CHANNELS, dtype=torch.float32, device=device)
@@ -116,6 +117,7 @@ def prepare(inputs: StackInputs, spec: StackSpec, dtype: torch.dtype, e: Encodin
         weights=inputs.weights.data_ptr(),
         styles=inputs.styles.data_ptr(),
         style_stride=inputs.styles.stride(0),
+        kind_stride=0,
         biases=inputs.biases.data_ptr(),
         strengths=inputs.noise_strengths.data_ptr(),
         fourier_weight=_address(weight),
@@ -155,11 +157,13 @@ def launch(
     streamed: Tensor | None,
     places: Places,
     rgb: Tensor,
+    blend: Tensor | None = None,
 ) -> None:
     """The RGB sums `[B, P, C]` (float32, any strides) of the pixels of `rgb`.
 
     `held`: `[B or 1, P, I]`, of which the first 512 channels go to registers, or None for Fourier features; `streamed`:
-    `[B or 1, P, T]`, the channels after those. Given noise is of the same pixels.
+    `[B or 1, P, T]`, the channels after those. Given noise is of the same pixels. `blend`: contiguous float32 `[P, K]` or
+    `[B, P, K]`; then `held` and `streamed` come times the pixel's style.
     """
     noise, coords = inputs.noise, places.coords
     mode = _noise_mode(inputs, held is None)
@@ -169,6 +173,8 @@ def launch(
         records=prepared.records.data_ptr(),
         fourier=_address(prepared.fourier),
         rgb_bias=prepared.rgb_bias.data_ptr(),
+        blend=_address(blend),
+        blend_batch_stride=blend.stride(0) if blend is not None and blend.dim() == 3 else 0,
         x=_address(held),
         x_strides=_strides(held),
         streamed=_address(streamed),
@@ -189,6 +195,7 @@ def launch(
         pixels=rgb.shape[1],
         dtype=_DTYPES[dtype],
         negative_slope=spec.negative_slope,
+        eps=prepared.eps,
         device=rgb.device.index,
         stream=_stream(rgb.device),
     )
@@ -207,7 +214,7 @@ def _readable(x: Tensor) -> bool:
     return rows and x.data_ptr() % 16 == 0 and (x.shape[2] % 64 == 0 or x.shape[2] > MAX_WIDTH)
 
 
-def _adjacent(noise: Tensor | None) -> Tensor | None:
+def adjacent(noise: Tensor | None) -> Tensor | None:
     """Given noise with neighbouring pixels side by side."""
     return noise if noise is None or noise.stride(2) == 1 else noise.contiguous()
 
@@ -225,18 +232,29 @@ def forward(inputs: StackInputs, spec: StackSpec, rgb: Tensor) -> None:
             padded[:, :, : x.shape[2]] = part
             part = padded[:, :, : x.shape[2]] if x.shape[2] > MAX_WIDTH else padded
         coords = None if inputs.coords is None else inputs.coords.narrow(-2, first, count).contiguous()
-        cut = inputs._replace(noise=_adjacent(cut_noise(inputs.noise, first, count)))
+        cut = inputs._replace(noise=adjacent(cut_noise(inputs.noise, first, count)))
         streamed = part[:, :, MAX_WIDTH:] if part.shape[2] > MAX_WIDTH else None
         launch(prepared, cut, spec, x.dtype, part, streamed, Places(coords, (0, 0), first), rgb.narrow(1, first, count))
     if inputs.skip is not None:
         rgb += inputs.skip
 
 
-def lookup(e: Encoding, dtype: torch.dtype, places: Places, count: int) -> Tensor:
-    """Embeddings `[1 or B, count, T]` of `dtype`, rows on 16 bytes: `encoding.table_lookup` in one launch."""
+def lookup(
+    e: Encoding,
+    dtype: torch.dtype,
+    places: Places,
+    count: int,
+    blend: Tensor | None = None,
+    styles: Tensor | None = None,
+) -> Tensor:
+    """Embeddings `[1 or B, count, T]` of `dtype`, rows on 16 bytes: `encoding.table_lookup` in one launch.
+
+    With `blend` (contiguous float32 `[count, K]` or `[B, count, K]`) and `styles` (float32 `[B, K, T]`, channels side by side)
+    times each pixel's style.
+    """
     table = e.table.contiguous()
     rows, columns, features = table.shape
-    images = e.images
+    images = e.images if styles is None else styles.shape[0]
     out = torch.empty((images, count, -(-features // 8) * 8), dtype=dtype, device=table.device)
     coords = places.coords
     _load().table_lookup(
@@ -255,6 +273,11 @@ def lookup(e: Encoding, dtype: torch.dtype, places: Places, count: int) -> Tenso
         row_stride=out.stride(1),
         images=images,
         pixels=count,
+        blend=_address(blend),
+        blend_batch_stride=blend.stride(0) if blend is not None and blend.dim() == 3 else 0,
+        styles=_address(styles),
+        style_strides=(0, 0) if styles is None else styles.stride()[:2],
+        kinds=0 if styles is None else styles.shape[1],
         device=table.device.index,
         stream=_stream(table.device),
     )
@@ -285,7 +308,7 @@ def synthesis(e: Encoding, dtype: torch.dtype, inputs: StackInputs, spec: StackS
         # points come cut to the tile; a grid's pixels are told apart by their number
         places = Places(coords, grid, first)
         streamed = _embeddings(e, dtype, places, first, count)
-        cut = inputs._replace(noise=_adjacent(cut_noise(inputs.noise, first, count)))
+        cut = inputs._replace(noise=adjacent(cut_noise(inputs.noise, first, count)))
         launch(prepared, cut, spec, dtype, None, streamed, places, rgb.narrow(1, first, count))
         del streamed  # before the next is made
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import blended, cuda, cuda_onchip
+from . import blended, cuda, cuda_blend, cuda_onchip
 from .backends import warn_once
 from .cuda import modulate, modulate_backward
 from .encoding import Encoding, by_tiles
@@ -19,9 +19,15 @@ __all__ = ["backward", "forward", "modulate", "modulate_backward", "noise_values
 def forward(inputs: StackInputs, spec: StackSpec, want_features: bool, save: bool) -> tuple[Tensor, Tensor, StackSaved]:
     """Serve a forward call."""
     x = inputs.x
+    colours_alone = spec.depth and spec.rgb_after and not want_features and not save
     if inputs.blend is not None:
-        return blended.forward(inputs, spec, want_features, save)
-    if spec.depth and spec.rgb_after and not want_features and not save:
+        reason = cuda_blend.why_not(inputs, spec, x.dtype) if colours_alone else "it makes colours alone"
+        if reason is not None:
+            return blended.forward(inputs, spec, want_features, save, reason)
+        rgb = empty_like_layout(x, inputs.batch, spec.rgb_channels, torch.float32)
+        cuda_blend.forward(inputs, spec, rgb)
+        return x.new_empty(0), rgb, StackSaved(x.new_empty(0), x.new_empty(0), x.new_empty(0))
+    if colours_alone:
         reason = cuda_onchip.why_not(spec, x.dtype)
         if reason is None:
             rgb = empty_like_layout(x, inputs.batch, spec.rgb_channels, torch.float32)
@@ -34,7 +40,11 @@ def forward(inputs: StackInputs, spec: StackSpec, want_features: bool, save: boo
 def synthesis(e: Encoding, dtype: torch.dtype, inputs: StackInputs, spec: StackSpec, rgb: Tensor) -> None:
     """The RGB sums of every point of an encoding."""
     if inputs.blend is not None:
-        by_tiles(e, inputs, spec, rgb, blended.forward)
+        reason = cuda_blend.why_not(inputs, spec, dtype) or cuda_onchip.why_not_encoding(e)
+        if reason is None:
+            cuda_blend.synthesis(e, dtype, inputs, spec, rgb)
+        else:
+            by_tiles(e, inputs, spec, rgb, lambda *call: blended.forward(*call, reason))
         return
     reason = cuda_onchip.why_not(spec, dtype) or cuda_onchip.why_not_encoding(e)
     if reason is None:

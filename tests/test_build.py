@@ -29,6 +29,8 @@ WEIGHTS, STYLES = "modulate_bwd_kernel_weights", "modulate_bwd_kernel_styles"
 HALVES = ("__nv_bfloat16", "__half")
 STACK = [f"stack_fwd_kernel<{half}>" for half in HALVES]
 MAPPING = "mapping_fwd_kernel"
+BLEND = [f"stack_blend_fwd_kernel<{half}, 2>" for half in HALVES]
+BLEND_PACK = [f"stack_blend_pack_kernel<{half}, 2>" for half in HALVES]
 PACK = [f"stack_pack_kernel<{half}>" for half in HALVES]
 LOOKUP = [f"table_lookup_kernel<{table}, {half}>" for half in HALVES for table in ("float", half)]
 
@@ -123,7 +125,7 @@ def resources(extension: Path, cuobjdump: str) -> dict[str, dict[str, int]]:
 
 
 def test_kernels_are_all_there(machine_code: dict[str, Counter[str]]) -> None:
-    assert sorted(machine_code) == sorted([*FORWARD, WEIGHTS, STYLES, *STACK, *PACK, *LOOKUP, MAPPING])
+    assert sorted(machine_code) == sorted([*FORWARD, WEIGHTS, STYLES, *STACK, *BLEND, *PACK, *BLEND_PACK, *LOOKUP, MAPPING])
 
 
 def test_no_local_memory(machine_code: dict, resources: dict) -> None:
@@ -149,7 +151,7 @@ def test_no_atomics(machine_code: dict[str, Counter[str]]) -> None:
         (STYLES, ["LDG.E.128"]),
     ]
     + [(name, ["LDG.E.128", "STG.E.128"]) for name in [*PACK, *LOOKUP]]
-    + [(name, ["LDG.E.128", "STS.128", "LDS.128"]) for name in STACK]
+    + [(name, ["LDG.E.128", "STS.128", "LDS.128"]) for name in [*STACK, *BLEND]]
     + [(MAPPING, ["LDG.E.128", "LDS.128"])],
 )
 def test_vector_accesses(machine_code: dict[str, Counter[str]], kernel: str, expected: list[str]) -> None:
@@ -164,7 +166,7 @@ def test_registers_leave_room(resources: dict[str, dict[str, int]]) -> None:
         assert resources[kernel]["REG"] * 256 * blocks <= 65536, kernel
 
 
-@pytest.mark.parametrize("kernel", STACK)
+@pytest.mark.parametrize("kernel", [*STACK, *BLEND])
 def test_the_stack_is_asynchronous_products(machine_code: dict, resources: dict, kernel: str) -> None:
     """wgmma fed from registers, weights and inputs by the copy engine, registers moved from producers to consumers; the
     compiler serialised no product, which would show as a wait beside each."""
@@ -220,7 +222,8 @@ def test_plan_refuses(module: ModuleType, matrices: list, batch: int, words: str
 
 
 def stack_plan(
-    module: ModuleType, widths: tuple, rgb_after: tuple, held: int, batch: int = 1, channels: int = 3, blocks: tuple = ()
+    module: ModuleType, widths: tuple, rgb_after: tuple, held: int, batch: int = 1, channels: int = 3, blocks: tuple = (),
+    styles: int = 0,
 ):
     """A StackPlan of a packing without gaps."""
     layers, rgbs, weight, style, bias = [], [], 0, 0, 0
@@ -229,7 +232,7 @@ def stack_plan(
     for out, width, rows in shapes:
         rows.append((out, width, weight, style, bias))
         weight, style, bias = weight + out * width, style + width, bias + out
-    return module.StackPlan(layers, rgbs, list(rgb_after), list(blocks), held, batch)
+    return module.StackPlan(layers, rgbs, list(rgb_after), list(blocks), held, batch, styles)
 
 
 @pytest.mark.parametrize(
@@ -256,6 +259,14 @@ def test_stack_plan_counts_skips_of_residual_blocks(module: ModuleType) -> None:
     assert blocks.record_bytes - plain.record_bytes == 3 * plain.record_bytes // (3 * 4 + 2 * 3)
 
 
+def test_stack_plan_counts_what_a_blend_keeps(module: ModuleType) -> None:
+    """Beside bias and strength: a float for each pair of styles, a 16-bit value a style, and colours of eight columns."""
+    plain, blend = (stack_plan(module, (64, 512, 300), (1,), 64, styles=styles) for styles in (0, 2))
+    assert blend.slab_bytes == plain.slab_bytes
+    assert blend.record_bytes == 7 * (128 * 4 + 16 + 3 * 128 * 4 + 2 * 128 * 2 + 128 * 8 * 2)
+    assert (plain.fourier_floats, blend.fourier_floats) == (64 * 3, 64 * 5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -271,6 +282,8 @@ def test_stack_plan_counts_skips_of_residual_blocks(module: ModuleType) -> None:
         (((64, 64), (0,), 64, 0), "batch: 0 came, expected 1 to 65535"),
         (((64, 64), (0,), 64, 1, 4), "ToRGB: channels: 4 came, expected 1 to 3"),
         (((64, 64), (), 64), "ToRGBs: 0 came, expected 1 to 24"),
+        (((64, 64), (0,), 64, 1, 3, (), 3), "styles: 3 came, expected 0 to 2"),
+        (((64, 64, 64), (1,), 64, 1, 3, ((1, 1, -1),), 2), "blocks: 1 came, expected none with blended styles"),
         (((64, 64, 64), (0,), 64), "depth: 2 came, expected no layers after the last that a ToRGB reads"),
     ],
 )
@@ -315,6 +328,7 @@ def test_stack_pack_refuses(module: ModuleType, changes: dict, words: str) -> No
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"blend": 1024}, "blend: expected weights if and only if the plan has styles"),
         ({"x": 1032}, "x: address is not a multiple of 16"),
         ({"x_strides": (0, 120)}, "x: expected strides of 16 bytes"),
         ({"x_strides": (0, 112)}, "x: expected rows padded to 64 channels"),

@@ -41,15 +41,16 @@ NoiseMode parse_noise(const std::string& name)
     throw std::invalid_argument("noise_mode: '" + name + "' came, expected 'off', 'index', 'coords' or 'given'");
 }
 
-void pack(const StackPlan& plan, uintptr_t weights, uintptr_t styles, int64_t style_stride, uintptr_t biases,
-          uintptr_t strengths, uintptr_t fourier_weight, uintptr_t fourier_bias, uintptr_t slabs, uintptr_t records,
-          uintptr_t fourier, uintptr_t rgb_bias, const std::string& dtype, float eps, float gain, float negative_slope,
-          bool demodulate, int device, uintptr_t stream)
+void pack(const StackPlan& plan, uintptr_t weights, uintptr_t styles, int64_t style_stride, int64_t kind_stride,
+          uintptr_t biases, uintptr_t strengths, uintptr_t fourier_weight, uintptr_t fourier_bias, uintptr_t slabs,
+          uintptr_t records, uintptr_t fourier, uintptr_t rgb_bias, const std::string& dtype, float eps, float gain,
+          float negative_slope, bool demodulate, int device, uintptr_t stream)
 {
     StackPack a{};
     a.weights = pointer<const float>(weights);
     a.styles = pointer<const float>(styles);
     a.style_stride = style_stride;
+    a.kind_stride = kind_stride;
     a.biases = pointer<const float>(biases);
     a.strengths = pointer<const float>(strengths);
     a.fourier_weight = pointer<const float>(fourier_weight);
@@ -67,18 +68,21 @@ void pack(const StackPlan& plan, uintptr_t weights, uintptr_t styles, int64_t st
 }
 
 void forward(const StackPlan& plan, uintptr_t slabs, uintptr_t records, uintptr_t fourier, uintptr_t rgb_bias,
-             uintptr_t x, std::tuple<int64_t, int64_t> x_strides, uintptr_t streamed,
-             std::tuple<int64_t, int64_t> streamed_strides, uintptr_t coords, int64_t coords_batch_stride,
-             std::tuple<int64_t, int64_t> grid, int64_t first_pixel, const std::string& noise_mode, uintptr_t seed,
-             uintptr_t noise, std::tuple<int64_t, int64_t> noise_strides, int64_t first_image, int64_t first_layer,
-             uintptr_t kept, uintptr_t rgb, std::tuple<int64_t, int64_t, int64_t> rgb_strides, int64_t pixels,
-             const std::string& dtype, float negative_slope, int device, uintptr_t stream)
+             uintptr_t blend, int64_t blend_batch_stride, uintptr_t x, std::tuple<int64_t, int64_t> x_strides,
+             uintptr_t streamed, std::tuple<int64_t, int64_t> streamed_strides, uintptr_t coords,
+             int64_t coords_batch_stride, std::tuple<int64_t, int64_t> grid, int64_t first_pixel,
+             const std::string& noise_mode, uintptr_t seed, uintptr_t noise, std::tuple<int64_t, int64_t> noise_strides,
+             int64_t first_image, int64_t first_layer, uintptr_t kept, uintptr_t rgb,
+             std::tuple<int64_t, int64_t, int64_t> rgb_strides, int64_t pixels, const std::string& dtype,
+             float negative_slope, float eps, int device, uintptr_t stream)
 {
     StackForward a{};
     a.slabs = pointer<const void>(slabs);
     a.records = pointer<const void>(records);
     a.fourier = pointer<const void>(fourier);
     a.rgb_bias = pointer<const float>(rgb_bias);
+    a.blend = pointer<const float>(blend);
+    a.blend_batch_stride = blend_batch_stride;
     a.x = pointer<const void>(x);
     std::tie(a.x_batch_stride, a.x_row_stride) = x_strides;
     a.streamed = pointer<const void>(streamed);
@@ -99,13 +103,15 @@ void forward(const StackPlan& plan, uintptr_t slabs, uintptr_t records, uintptr_
     a.pixels = pixels;
     a.dtype = parse_dtype(dtype);
     a.negative_slope = negative_slope;
+    a.eps = eps;
     stack_forward(plan, a, {device, stream});
 }
 
 void lookup(uintptr_t table, const std::string& table_dtype, int64_t rows, int64_t columns, int64_t features,
             uintptr_t coords, int64_t coords_batch_stride, std::tuple<int64_t, int64_t> grid, int64_t first_pixel,
             bool exact, uintptr_t out, const std::string& out_dtype, int64_t row_stride, int64_t images, int64_t pixels,
-            int device, uintptr_t stream)
+            uintptr_t blend, int64_t blend_batch_stride, uintptr_t styles, std::tuple<int64_t, int64_t> style_strides,
+            int64_t kinds, int device, uintptr_t stream)
 {
     TableLookup a{};
     a.table = pointer<const void>(table);
@@ -123,6 +129,11 @@ void lookup(uintptr_t table, const std::string& table_dtype, int64_t rows, int64
     a.row_stride = row_stride;
     a.images = images;
     a.pixels = pixels;
+    a.blend = pointer<const float>(blend);
+    a.blend_batch_stride = blend_batch_stride;
+    a.styles = pointer<const float>(styles);
+    std::tie(a.style_stride, a.kind_stride) = style_strides;
+    a.kinds = kinds;
     table_lookup(a, {device, stream});
 }
 
@@ -139,43 +150,51 @@ void mapping(uintptr_t z, uintptr_t weights, uintptr_t biases, uintptr_t w, int6
 void bind_stack(py::module_& module)
 {
     module.attr("stack_register_inputs") = kRegisterInputs;
+    module.attr("stack_max_blend") = kMaxBlend;
     py::class_<StackPlan>(module, "StackPlan", py::module_local(), "Slabs and records of one stack and batch size.")
         .def(py::init([](const std::vector<MatrixTuple>& layers, const std::vector<MatrixTuple>& rgbs,
                          const std::vector<int64_t>& rgb_after, const std::vector<BlockTuple>& blocks,
-                         int64_t register_inputs, int64_t batch) {
+                         int64_t register_inputs, int64_t batch, int64_t styles) {
                  std::vector<StackBlock> list;
                  for (const auto& [first, last, weight] : blocks) list.push_back({first, last, weight});
-                 return make_stack_plan(matrices(layers), matrices(rgbs), rgb_after, list, register_inputs, batch);
+                 return make_stack_plan(matrices(layers), matrices(rgbs), rgb_after, list, register_inputs, batch,
+                                        styles);
              }),
              py::arg("layers"), py::arg("rgbs"), py::arg("rgb_after"), py::arg("blocks"), py::arg("register_inputs"),
-             py::arg("batch"),
+             py::arg("batch"), py::arg("styles") = 0,
              "layers, rgbs: tuples (out_features, in_features, weight_offset, style_offset, bias_offset) in elements. "
-             "blocks: residual blocks (first layer, last layer, weight_offset of the skip or -1 for the identity).")
+             "blocks: residual blocks (first layer, last layer, weight_offset of the skip or -1 for the identity). "
+             "styles: "
+             "how many a pixel's style is a blend of; 0: one an image.")
         .def_readonly("slab_bytes", &StackPlan::slab_bytes, "Bytes of an image's slabs.")
+        .def_property_readonly("fourier_floats", &StackPlan::fourier_floats, "Floats of packed Fourier weights.")
         .def_readonly("record_bytes", &StackPlan::record_bytes, "Bytes of an image's records.");
     module.def("stack_pack", &pack, py::arg("plan"), py::kw_only(), py::arg("weights"), py::arg("styles"),
-               py::arg("style_stride"), py::arg("biases"), py::arg("strengths"), py::arg("fourier_weight"),
-               py::arg("fourier_bias"), py::arg("slabs"), py::arg("records"), py::arg("fourier"), py::arg("rgb_bias"),
-               py::arg("dtype"), py::arg("eps"), py::arg("gain"), py::arg("negative_slope"), py::arg("demodulate"),
-               py::arg("device"), py::arg("stream"), py::call_guard<py::gil_scoped_release>(),
-               "Write what stack_forward reads of parameters and styles.");
+               py::arg("style_stride"), py::arg("kind_stride") = 0, py::arg("biases"), py::arg("strengths"),
+               py::arg("fourier_weight"), py::arg("fourier_bias"), py::arg("slabs"), py::arg("records"),
+               py::arg("fourier"), py::arg("rgb_bias"), py::arg("dtype"), py::arg("eps"), py::arg("gain"),
+               py::arg("negative_slope"), py::arg("demodulate"), py::arg("device"), py::arg("stream"),
+               py::call_guard<py::gil_scoped_release>(), "Write what stack_forward reads of parameters and styles.");
     module.def(
         "stack_kept_bytes",
         [](const std::string& dtype, int device) { return stack_kept_bytes(parse_dtype(dtype), device); },
         py::arg("dtype"), py::arg("device"), "Bytes that stack_forward needs for the inputs of residual blocks.");
     module.def("stack_forward", &forward, py::arg("plan"), py::kw_only(), py::arg("slabs"), py::arg("records"),
-               py::arg("fourier"), py::arg("rgb_bias"), py::arg("x"), py::arg("x_strides"), py::arg("streamed"),
-               py::arg("streamed_strides"), py::arg("coords"), py::arg("coords_batch_stride"), py::arg("grid"),
-               py::arg("first_pixel"), py::arg("noise_mode"), py::arg("seed"), py::arg("noise"),
-               py::arg("noise_strides"), py::arg("first_image"), py::arg("first_layer"), py::arg("kept"),
-               py::arg("rgb"), py::arg("rgb_strides"), py::arg("pixels"), py::arg("dtype"), py::arg("negative_slope"),
-               py::arg("device"), py::arg("stream"), py::call_guard<py::gil_scoped_release>(),
-               "The RGB sums of every pixel.");
+               py::arg("fourier"), py::arg("rgb_bias"), py::arg("blend") = 0, py::arg("blend_batch_stride") = 0,
+               py::arg("x"), py::arg("x_strides"), py::arg("streamed"), py::arg("streamed_strides"), py::arg("coords"),
+               py::arg("coords_batch_stride"), py::arg("grid"), py::arg("first_pixel"), py::arg("noise_mode"),
+               py::arg("seed"), py::arg("noise"), py::arg("noise_strides"), py::arg("first_image"),
+               py::arg("first_layer"), py::arg("kept"), py::arg("rgb"), py::arg("rgb_strides"), py::arg("pixels"),
+               py::arg("dtype"), py::arg("negative_slope"), py::arg("eps") = 0.0f, py::arg("device"), py::arg("stream"),
+               py::call_guard<py::gil_scoped_release>(), "The RGB sums of every pixel.");
     module.def("table_lookup", &lookup, py::kw_only(), py::arg("table"), py::arg("table_dtype"), py::arg("rows"),
                py::arg("columns"), py::arg("features"), py::arg("coords"), py::arg("coords_batch_stride"),
                py::arg("grid"), py::arg("first_pixel"), py::arg("exact"), py::arg("out"), py::arg("out_dtype"),
-               py::arg("row_stride"), py::arg("images"), py::arg("pixels"), py::arg("device"), py::arg("stream"),
-               py::call_guard<py::gil_scoped_release>(), "Write the interpolated vectors of every pixel.");
+               py::arg("row_stride"), py::arg("images"), py::arg("pixels"), py::arg("blend") = 0,
+               py::arg("blend_batch_stride") = 0, py::arg("styles") = 0,
+               py::arg("style_strides") = std::tuple<int64_t, int64_t>(), py::arg("kinds") = 0, py::arg("device"),
+               py::arg("stream"), py::call_guard<py::gil_scoped_release>(),
+               "Write the interpolated vectors of every pixel, where there is a blend times the pixel's style.");
     module.def("mapping_forward", &mapping, py::kw_only(), py::arg("z"), py::arg("weights"), py::arg("biases"),
                py::arg("w"), py::arg("vectors"), py::arg("layers"), py::arg("dim"), py::arg("negative_slope"),
                py::arg("device"), py::arg("stream"), py::call_guard<py::gil_scoped_release>(),

@@ -53,4 +53,24 @@ __device__ __forceinline__ uint32_t fma_pair<__half>(uint32_t a, uint32_t b, uin
     return d;
 }
 
+/// a b in packed arithmetic.
+template <typename T>
+__device__ __forceinline__ uint32_t mul_pair(uint32_t a, uint32_t b);
+
+template <>
+__device__ __forceinline__ uint32_t mul_pair<__nv_bfloat16>(uint32_t a, uint32_t b)
+{
+    uint32_t d;
+    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+    return d;
+}
+
+template <>
+__device__ __forceinline__ uint32_t mul_pair<__half>(uint32_t a, uint32_t b)
+{
+    uint32_t d;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+    return d;
+}
+
 }  // namespace cips

@@ -11,6 +11,8 @@
 
 namespace cips {
 
+using Plain = StackShape<1>;
+
 constexpr int kPackThreads = 256;
 constexpr int kPackImages = 4;
 constexpr int kMaxStackRgbs = 24;
@@ -20,6 +22,7 @@ struct StackPackParams {
     const float* weights;
     const float* styles;
     int64_t style_stride;
+    int64_t kind_stride;  // blends: floats from one of an image's styles to the next
     const float* biases;
     const float* strengths;       // [L]
     const float* fourier_weight;  // [F][2]; null: the input is given
@@ -28,7 +31,7 @@ struct StackPackParams {
     int64_t slab_stride;
     char* records;
     int64_t record_stride;
-    float4* fourier;  // [register_slabs][kFourierSlab]
+    float4* fourier;  // [register_slabs][Plain::kFourierSlab]
     float* rgb_bias;  // [kMaxRgbChannels]
     float eps;
     float fold;  // g (1 - s)
@@ -42,6 +45,7 @@ struct StackPackParams {
     int32_t image_records;
     int32_t depth;
     int32_t rgb_count;
+    int32_t kinds;     // blends: styles an image
     uint64_t vectors;  // a bit a layer: whether its rows of weights and styles start on 16 bytes
     bool demodulate;
     StackLayer layers[kMaxStackLayers];
@@ -178,8 +182,8 @@ __device__ __forceinline__ void pack_record(const StackPackParams& p, int image,
     const StackLayer& l = p.layers[index];
     // the first are of the chunks of a skip, which has neither bias nor noise nor ToRGB
     const int first = (number - l.first_record - l.skip_chunks) * kChunk;  // output channel
-    char* record = p.records + image * p.record_stride + static_cast<int64_t>(number) * kRecordBytes;
-    auto* bias = reinterpret_cast<float*>(record + kRecordBias);
+    char* record = p.records + image * p.record_stride + static_cast<int64_t>(number) * Plain::kRecordBytes;
+    auto* bias = reinterpret_cast<float*>(record + Plain::kBias);
 #pragma unroll
     for (int i = 0; i < kChunk; i += 32) {
         const int at = i + lane;
@@ -188,7 +192,7 @@ __device__ __forceinline__ void pack_record(const StackPackParams& p, int image,
         bias[at] = first >= 0 && channel < l.out_features ? p.biases[l.bias_offset + channel] : 0.0f;
     }
     if (lane < 4)
-        reinterpret_cast<float*>(record + kRecordStrength)[lane] = lane == 0 && first >= 0 ? p.strengths[index] : 0.0f;
+        reinterpret_cast<float*>(record + Plain::kStrength)[lane] = lane == 0 && first >= 0 ? p.strengths[index] : 0.0f;
     for (int at = lane; at < kChunk / 2 * kMaxRgbChannels; at += 32) {  // pairs of channels
         const int c = at / 4 % kMaxRgbChannels, pair = at / (4 * kMaxRgbChannels) * 4 + at % 4;
         float sum[2] = {};
@@ -206,7 +210,18 @@ __device__ __forceinline__ void pack_record(const StackPackParams& p, int image,
                 }
             }
         }
-        reinterpret_cast<uint32_t*>(record + kRecordRgb)[at] = pack_pair(sum[0], sum[1], T());
+        reinterpret_cast<uint32_t*>(record + Plain::kRgb)[at] = pack_pair(sum[0], sum[1], T());
+    }
+}
+
+__device__ __forceinline__ void pack_rgb_bias(const StackPackParams& p)
+{
+    if (threadIdx.x < kMaxRgbChannels) {
+        float sum = 0.0f;
+        for (int k = 0; k < p.rgb_count; ++k) {
+            if (static_cast<int>(threadIdx.x) < p.channels) sum += p.biases[p.rgbs[k].bias_offset + threadIdx.x];
+        }
+        p.rgb_bias[threadIdx.x] = sum;
     }
 }
 
@@ -214,8 +229,8 @@ __device__ __forceinline__ void pack_constants(const StackPackParams& p)
 {
     if (p.fourier_weight != nullptr) {
         auto* out = reinterpret_cast<float*>(p.fourier);
-        for (int i = threadIdx.x; i < 4 * kFourierSlab * p.register_slabs; i += kPackThreads) {
-            const int slab = i / (4 * kFourierSlab), step = i / 48 % 4, part = i / 16 % 3, t = i / 4 % 4;
+        for (int i = threadIdx.x; i < 4 * Plain::kFourierSlab * p.register_slabs; i += kPackThreads) {
+            const int slab = i / (4 * Plain::kFourierSlab), step = i / 48 % 4, part = i / 16 % 3, t = i / 4 % 4;
             const int channel = kSlab * slab + 16 * t + 4 * step + i % 4;
             float value = 0.0f;
             if (channel < p.register_inputs) {
@@ -224,13 +239,7 @@ __device__ __forceinline__ void pack_constants(const StackPackParams& p)
             out[i] = value;
         }
     }
-    if (threadIdx.x < kMaxRgbChannels) {
-        float sum = 0.0f;
-        for (int k = 0; k < p.rgb_count; ++k) {
-            if (static_cast<int>(threadIdx.x) < p.channels) sum += p.biases[p.rgbs[k].bias_offset + threadIdx.x];
-        }
-        p.rgb_bias[threadIdx.x] = sum;
-    }
+    pack_rgb_bias(p);
 }
 
 /// Grid: row blocks of eight rows for each group of images, then records, eight a block, then one block of constants.

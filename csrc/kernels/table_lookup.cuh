@@ -23,7 +23,32 @@ struct TableLookupParams {
     void* out;             // [images][P][row_stride]
     int64_t row_stride;    // elements, a multiple of 8
     int64_t batch_stride;  // elements
+    // Blends: every vector times its pixel's style, sum_k blend_pk styles_k
+    const float* blend;  // [images or 1][P][kinds]; null: none
+    int64_t blend_batch_stride;
+    const float* styles;  // [images][kinds][features], with the strides below
+    int64_t style_stride;
+    int64_t kind_stride;
+    int32_t kinds;
 };
+
+/// Eight channels times the style of a pixel.
+__device__ __forceinline__ void scale_by_style(float (&v)[8], const TableLookupParams& p, int image, int64_t pixel,
+                                               int channel)
+{
+    const float* weights = p.blend + image * p.blend_batch_stride + pixel * p.kinds;
+    float style[8] = {};
+    for (int k = 0; k < p.kinds; ++k) {
+        const float weight = __ldg(weights + k);
+        const float* of_kind = p.styles + image * p.style_stride + k * p.kind_stride + channel;
+#pragma unroll
+        for (int e = 0; e < 8; ++e) {
+            if (channel + e < p.features) style[e] = fmaf(weight, __ldg(of_kind + e), style[e]);
+        }
+    }
+#pragma unroll
+    for (int e = 0; e < 8; ++e) v[e] *= style[e];
+}
 
 /// The two positions around a coordinate, and the weight of the second.
 struct Neighbours {
@@ -135,6 +160,7 @@ __global__ void __launch_bounds__(kLookupThreads) table_lookup_kernel(const __gr
                     v[e] = interpolate(v[e], lower, y.weight);
                 }
             }
+            if (p.blend != nullptr) scale_by_style(v, p, image, first + i, channel);
             // past L1: the stack reads it from L2
             __stcg(reinterpret_cast<uint4*>(out + i * p.row_stride + channel),
                    make_uint4(pack_pair(v[0], v[1], Out()), pack_pair(v[2], v[3], Out()), pack_pair(v[4], v[5], Out()),

@@ -8,6 +8,8 @@
 #include <mutex>
 #include <utility>
 
+#include "kernels/stack_blend_fwd.cuh"
+#include "kernels/stack_blend_pack.cuh"
 #include "kernels/stack_fwd.cuh"
 #include "kernels/stack_pack.cuh"
 #include "launch/cuda_guard.h"
@@ -36,23 +38,35 @@ void require_half(DType dtype)
 template <typename T>
 void launch_pack(const StackPackParams& params, cudaStream_t stream)
 {
+    if (params.kinds > 0) {
+        const dim3 blocks(static_cast<unsigned>(params.row_blocks + 1), static_cast<unsigned>(params.batch));
+        stack_blend_pack_kernel<T, kMaxBlend><<<blocks, kPackThreads, 0, stream>>>(params);
+        check_cuda(cudaGetLastError(), "launch of stack_blend_pack_kernel");
+        return;
+    }
     const int groups = (params.batch + kPackImages - 1) / kPackImages;
     const unsigned blocks = static_cast<unsigned>(params.row_blocks * groups + params.record_blocks + 1);
     stack_pack_kernel<T><<<blocks, kPackThreads, 0, stream>>>(params);
     check_cuda(cudaGetLastError(), "launch of stack_pack_kernel");
 }
 
-/// Clusters that fit on a device at once, asked once for each kernel and device.
+using ForwardKernel = void (*)(StackParams, TensorMap);
+
 template <typename T>
-int resident_clusters(int device)
+ForwardKernel forward_kernel(bool blends)
+{
+    return blends ? stack_blend_fwd_kernel<T, kMaxBlend> : stack_fwd_kernel<T>;
+}
+
+/// Clusters that fit on a device at once, asked once for each kernel and device.
+int resident_clusters(ForwardKernel kernel, int device)
 {
     static std::mutex mutex;
-    static std::map<int, int> known;
+    static std::map<std::pair<ForwardKernel, int>, int> known;
     const std::lock_guard<std::mutex> lock(mutex);
-    if (const auto found = known.find(device); found != known.end()) return found->second;
-    check_cuda(
-        cudaFuncSetAttribute(stack_fwd_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, kStackSharedBytes),
-        "cudaFuncSetAttribute(stack_fwd_kernel)");
+    if (const auto found = known.find({kernel, device}); found != known.end()) return found->second;
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kStackSharedBytes),
+               "cudaFuncSetAttribute of the on-chip stack");
     int multiprocessors = 0, clusters = 0;
     check_cuda(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
                "cudaDeviceGetAttribute");
@@ -65,19 +79,19 @@ int resident_clusters(int device)
     config.dynamicSmemBytes = kStackSharedBytes;
     config.attrs = &attribute;
     config.numAttrs = 1;
-    check_cuda(cudaOccupancyMaxActiveClusters(&clusters, stack_fwd_kernel<T>, &config),
-               "cudaOccupancyMaxActiveClusters(stack_fwd_kernel)");
-    if (clusters < 1) throw std::runtime_error("stack_fwd_kernel: no cluster fits on the device");
-    return known[device] = clusters;
+    check_cuda(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config),
+               "cudaOccupancyMaxActiveClusters of the on-chip stack");
+    if (clusters < 1) throw std::runtime_error("the on-chip stack: no cluster fits on the device");
+    return known[{kernel, device}] = clusters;
 }
 
 template <typename T>
 void launch_forward(const StackParams& params, const TensorMap& map, int device, cudaStream_t stream)
 {
-    const int64_t clusters = std::min<int64_t>(resident_clusters<T>(device), params.units);
-    stack_fwd_kernel<T>
-        <<<static_cast<unsigned>(clusters * kCluster), kStackThreads, kStackSharedBytes, stream>>>(params, map);
-    check_cuda(cudaGetLastError(), "launch of stack_fwd_kernel");
+    const ForwardKernel kernel = forward_kernel<T>(params.blend != nullptr);
+    const int64_t clusters = std::min<int64_t>(resident_clusters(kernel, device), params.units);
+    kernel<<<static_cast<unsigned>(clusters * kCluster), kStackThreads, kStackSharedBytes, stream>>>(params, map);
+    check_cuda(cudaGetLastError(), "launch of the on-chip stack");
 }
 
 template <typename T>
@@ -92,15 +106,16 @@ int64_t stack_kept_bytes(DType dtype, int device)
 {
     require_half(dtype);
     const DeviceGuard guard(device);
-    const int clusters =
-        dtype == DType::kBFloat16 ? resident_clusters<__nv_bfloat16>(device) : resident_clusters<__half>(device);
+    const ForwardKernel kernel =
+        dtype == DType::kBFloat16 ? forward_kernel<__nv_bfloat16>(false) : forward_kernel<__half>(false);
+    const int clusters = resident_clusters(kernel, device);
     return int64_t{clusters} * kCluster * kConsumers * kKeptBytes;
 }
 
 void stack_pack(const StackPlan& plan, const StackPack& a, Target target)
 {
     require_half(a.dtype);
-    require_aligned(a.slabs, "slabs", 128);
+    if (plan.styles == 0) require_aligned(a.slabs, "slabs", 128);
     require_aligned(a.records, "records", 16);
     for (const auto& [pointer, name] : {std::pair{a.weights, "weights"}, std::pair{a.styles, "styles"},
                                         std::pair{a.biases, "biases"}, std::pair{a.strengths, "strengths"}}) {
@@ -115,6 +130,8 @@ void stack_pack(const StackPlan& plan, const StackPack& a, Target target)
     p.weights = a.weights;
     p.styles = a.styles;
     p.style_stride = a.style_stride;
+    p.kind_stride = a.kind_stride;
+    p.kinds = static_cast<int32_t>(plan.styles);
     p.biases = a.biases;
     p.strengths = a.strengths;
     p.fourier_weight = a.fourier_weight;
@@ -178,13 +195,20 @@ void stack_forward(const StackPlan& plan, const StackForward& a, Target target)
         require(a.x_row_stride % 16 == 0 && a.x_batch_stride % 16 == 0, "x: expected strides of 16 bytes");
         require(a.x_row_stride >= plan.register_slabs() * kSlab * 2, "x: expected rows padded to 64 channels");
     }
+    require((plan.styles > 0) == (a.blend != nullptr), "blend: expected weights if and only if the plan has styles");
+    if (a.blend != nullptr) require_aligned(a.blend, "blend", 4);
     StackParams p{};
     p.slabs = static_cast<const char*>(a.slabs);
-    p.slab_stride = plan.slab_bytes;
+    p.slab_stride = plan.styles > 0 ? 0 : plan.slab_bytes;
     p.records = static_cast<const char*>(a.records);
     p.record_stride = plan.record_bytes;
     p.rgb_bias = a.rgb_bias;
     p.fourier = static_cast<const float4*>(a.fourier);
+    p.fourier_stride = static_cast<int32_t>(plan.fourier_floats() / 4);
+    p.blend = a.blend;
+    p.blend_batch_stride = a.blend_batch_stride;
+    p.styles = static_cast<int32_t>(plan.styles);
+    p.eps = a.eps;
     p.x = static_cast<const char*>(a.x);
     p.x_batch_stride = a.x_batch_stride;
     p.x_row_stride = a.x_row_stride;

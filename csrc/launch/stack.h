@@ -28,6 +28,7 @@ struct StackBlock {
 /// Everything that depends on shapes alone; made once for a stack and batch size.
 struct StackPlan {
     int64_t batch;
+    int64_t styles;  // that a pixel's style is a blend of; 0: one an image
     int64_t channels;
     int64_t register_inputs;
     int64_t streamed_inputs;
@@ -40,6 +41,10 @@ struct StackPlan {
     std::vector<StackRgb> rgbs;
 
     int64_t register_slabs() const { return (register_inputs + kSlab - 1) / kSlab; }
+    int64_t fourier_floats() const
+    {
+        return 4 * register_slabs() * (styles > 0 ? BlendShape::kFourierSlab : StackShape<1>::kFourierSlab);
+    }
     int64_t streamed_slabs() const { return (streamed_inputs + kSlab - 1) / kSlab; }
 };
 
@@ -48,19 +53,20 @@ struct StackPlan {
 /// cannot serve.
 StackPlan make_stack_plan(const std::vector<StackMatrix>& layers, const std::vector<StackMatrix>& rgbs,
                           const std::vector<int64_t>& rgb_after, const std::vector<StackBlock>& blocks,
-                          int64_t register_inputs, int64_t batch);
+                          int64_t register_inputs, int64_t batch, int64_t styles);
 
 struct StackPack {
     const float* weights;
-    const float* styles;  // [B, style_stride]
+    const float* styles;  // [B, style_stride], blends [B, styles] with strides style_stride and kind_stride
     int64_t style_stride;
+    int64_t kind_stride;
     const float* biases;
     const float* strengths;       // [L]
     const float* fourier_weight;  // [register_inputs, 2], or null
     const float* fourier_bias;    // [register_inputs]
-    void* slabs;                  // [B, plan.slab_bytes], 128-byte aligned
+    void* slabs;                  // [B, plan.slab_bytes], 128-byte aligned; blends have none of their own
     void* records;                // [B, plan.record_bytes], 16-byte aligned
-    void* fourier;                // [register_slabs, kFourierSlab, 4] floats, 16-byte aligned
+    void* fourier;                // [plan.fourier_floats] an image of a blend, otherwise once; 16-byte aligned
     float* rgb_bias;              // [kMaxRgbChannels]
     DType dtype;                  // bfloat16 or float16
     float eps;
@@ -74,7 +80,9 @@ enum class NoiseMode { kNone, kIndex, kCoords, kGiven };
 struct StackForward {
     const void* slabs;
     const void* records;
-    const void* fourier;  // null: x is given
+    const void* fourier;         // null: x is given; with blends x and streamed come times the pixel's style
+    const float* blend;          // [B or 1, P, plan.styles]; null without blends
+    int64_t blend_batch_stride;  // floats; 0: shared
     const float* rgb_bias;
     const void* x;           // [B or 1, P, register_inputs or more], 16-byte aligned rows; null with fourier
     int64_t x_batch_stride;  // bytes, as all strides of 16-bit tensors
@@ -102,6 +110,7 @@ struct StackForward {
     int64_t pixels;
     DType dtype;
     float negative_slope;
+    float eps;  // of the demodulation of blends; 1 where there is none
 };
 
 /// Bytes of memory that a launch on a device needs for the inputs of residual blocks.

@@ -37,7 +37,7 @@ uint8_t positions_of(int64_t width, int64_t chunks)
 
 StackPlan make_stack_plan(const std::vector<StackMatrix>& layers, const std::vector<StackMatrix>& rgbs,
                           const std::vector<int64_t>& rgb_after, const std::vector<StackBlock>& blocks,
-                          int64_t register_inputs, int64_t batch)
+                          int64_t register_inputs, int64_t batch, int64_t styles)
 {
     const auto depth = static_cast<int64_t>(layers.size());
     require(depth >= 1 && depth <= kMaxStackLayers, "layers", depth, "1 to " + std::to_string(kMaxStackLayers));
@@ -45,8 +45,11 @@ StackPlan make_stack_plan(const std::vector<StackMatrix>& layers, const std::vec
     require(batch >= 1 && batch <= 65535, "batch", batch, "1 to 65535");
     require(register_inputs >= 1 && register_inputs <= kRegisterInputs, "register_inputs", register_inputs,
             "1 to " + std::to_string(kRegisterInputs));
+    require(styles >= 0 && styles <= kMaxBlend, "styles", styles, "0 to " + std::to_string(kMaxBlend));
+    require(styles == 0 || blocks.empty(), "blocks", static_cast<int64_t>(blocks.size()), "none with blended styles");
     StackPlan plan{};
     plan.batch = batch;
+    plan.styles = styles;
     plan.register_inputs = register_inputs;
     plan.streamed_inputs = layers[0].in_features - register_inputs;
     require(plan.streamed_inputs >= 0 && plan.streamed_inputs <= kRegisterInputs, "in_features of layer 0",
@@ -118,7 +121,7 @@ StackPlan make_stack_plan(const std::vector<StackMatrix>& layers, const std::vec
     plan.image_slabs = slabs;
     plan.image_records = records;
     plan.slab_bytes = slabs * kSlabBytes;
-    plan.record_bytes = records * kRecordBytes;
+    plan.record_bytes = records * (styles > 0 ? BlendShape::kRecordBytes : StackShape<1>::kRecordBytes);
     return plan;
 }
 

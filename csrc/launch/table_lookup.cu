@@ -63,6 +63,13 @@ void table_lookup(const TableLookup& a, Target target)
     p.out = a.out;
     p.row_stride = a.row_stride;
     p.batch_stride = a.row_stride * a.pixels;
+    require((a.blend == nullptr) == (a.kinds == 0), "blend: expected weights if and only if there are styles");
+    p.blend = a.blend;
+    p.blend_batch_stride = a.blend_batch_stride;
+    p.styles = a.styles;
+    p.style_stride = a.style_stride;
+    p.kind_stride = a.kind_stride;
+    p.kinds = static_cast<int32_t>(a.kinds);
 
     const DeviceGuard guard(target.device);
     const auto stream = reinterpret_cast<cudaStream_t>(target.stream);

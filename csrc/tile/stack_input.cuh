@@ -19,22 +19,38 @@ __device__ __forceinline__ float fourier_feature(float weight_x, float weight_y,
     return __sinf(fmaf(weight_y, point.y, fmaf(weight_x, point.x, bias)));
 }
 
-/// One slab of Fourier features of the rows g and g + 8, for thread t of its quad.
-template <typename T>
-__device__ __forceinline__ void encode_slab(uint32_t (&v)[16], int slab, const StackParams& p, int t, float2 row0,
-                                            float2 row1)
+/// The blend's weights of a row.
+template <int kStyles>
+struct RowBlend {
+    float of[kStyles];
+};
+
+/// One slab of Fourier features of the rows g and g + 8, for thread t of its quad. Blends: times the layer's style,
+/// which then is a pixel's own.
+template <typename T, int kStyles>
+__device__ __forceinline__ void encode_slab(uint32_t (&v)[16], int slab, const StackParams& p, int image, int t,
+                                            float2 row0, float2 row1, const RowBlend<kStyles> (&blend)[2])
 {
-    const float4* f = p.fourier + kFourierSlab * slab + t;  // of a quad's threads side by side
+    using Shape = StackShape<kStyles>;
+    constexpr int kParts = 4 * Shape::kFourierParts;
+    const float4* f = p.fourier + Shape::kFourierSlab * slab + t;  // of a quad's threads side by side
+    if (Shape::kBlends) f += image * p.fourier_stride;
 #pragma unroll
-    for (int step = 0; step < 4; ++step) {
-        const float4 x = __ldg(f + 12 * step), y = __ldg(f + 12 * step + 4), bias = __ldg(f + 12 * step + 8);
+    for (int step = 0; step < 4; ++step, f += kParts) {
+        const float4 x = __ldg(f), y = __ldg(f + 4), bias = __ldg(f + 8);
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
             const float2 at = row == 0 ? row0 : row1;
-            v[4 * step + row] =
-                pack_pair(fourier_feature(x.x, y.x, bias.x, at), fourier_feature(x.y, y.y, bias.y, at), T());
-            v[4 * step + 2 + row] =
-                pack_pair(fourier_feature(x.z, y.z, bias.z, at), fourier_feature(x.w, y.w, bias.w, at), T());
+            float4 value = make_float4(fourier_feature(x.x, y.x, bias.x, at), fourier_feature(x.y, y.y, bias.y, at),
+                                       fourier_feature(x.z, y.z, bias.z, at), fourier_feature(x.w, y.w, bias.w, at));
+            if constexpr (Shape::kBlends) {
+                float4 style = mul4(__ldg(f + 12), blend[row].of[0]);
+#pragma unroll
+                for (int k = 1; k < kStyles; ++k) style = fma4(__ldg(f + 12 + 4 * k), blend[row].of[k], style);
+                value = mul4(value, style);
+            }
+            v[4 * step + row] = pack_pair(value.x, value.y, T());
+            v[4 * step + 2 + row] = pack_pair(value.z, value.w, T());
         }
     }
 }

@@ -31,34 +31,69 @@ constexpr int kInputSlabBytes = kWarpgroupPixels * kSlab * 2;  // one warpgroup'
 static_assert(kConsumers * kInputSlabBytes == kSlabBytes, "streamed inputs of a block fill one slot of the ring");
 
 // Fourier weights of a slab of 64 channels: for each step of four channels of thread t of a quad, which are 16 t + 4
-// step and on, B_x, B_y and b of the four, the quad's threads side by side. Float4s:
-constexpr int kFourierSlab = 4 * 3 * 4;
-
-constexpr int kRecordBias = 0;                             // kChunk floats, in the order of start_chunk
-constexpr int kRecordStrength = kRecordBias + 4 * kChunk;  // a float, 12 bytes of padding
-// ToRGB: for each 8 channels, 8 weights of each of the kMaxRgbChannels colours. The product reads 8 colours: those that
-// do not exist are whatever follows, up to kRgbBeyond bytes after the record, and nobody looks at them.
-constexpr int kRecordRgb = kRecordStrength + 16;
-constexpr int kRgbStep = kMaxRgbChannels * 16;  // bytes of 8 channels
-constexpr int kRgbBeyond = (8 - kMaxRgbChannels) * 16;
-constexpr int kRecordBytes = kRecordRgb + kChunk / 8 * kRgbStep;
-static_assert(kRecordBytes % 16 == 0, "records travel by bulk copy");
+// step and on, B_x, B_y and b of the four, the quad's threads side by side.
 
 // Shared memory of a block. The parking area holds, for each warpgroup, the chunks of a layer's output that are
 // done while the layer's input is still needed; the last chunk never parks.
 constexpr int kParkedChunks = kRegisterInputs / kChunk - 1;
 constexpr int kParkBytes = kParkedChunks * kWarpgroupPixels * kChunk * 2;
 constexpr int kKeptBytes = kWarpgroupPixels * kRegisterInputs * 2;  // of a residual block's input, a warpgroup's
-constexpr int kStages = 8;                                          // slots of the ring
+constexpr int kMaxStages = 8;                                       // slots of the ring
 constexpr int kRecords = 2;                                         // buffers of records
 constexpr int kRingOffset = kConsumers * kParkBytes;
-constexpr int kRecordOffset = kRingOffset + kStages * kSlabBytes;
-constexpr int kBarrierOffset = kRecordOffset + kRecords * kRecordBytes;
-constexpr int kUnitOffset = kBarrierOffset + 2 * 8 * (kStages + kRecords);  // image and group in hand, of each warp
+
+/// What a kernel for images of one style (kMost is 1), or for blends of up to kMost styles a pixel, keeps in a record,
+/// and how many slots that leaves to the ring.
+template <int kMost>
+struct StackShape {
+    static constexpr int kStyles = kMost;
+    static constexpr bool kBlends = kStyles > 1;
+    static constexpr int kForms = kBlends ? kStyles * (kStyles + 1) / 2 : 0;
+    static constexpr int kStages = kMaxStages - (kBlends ? kStyles / 2 : 0);
+
+    // Slabs of a chunk after which the other warpgroup begins it. Fewer slots than a chunk has slabs: the last slabs
+    // have no slot before the other has let go of the first.
+    static constexpr int kTurn = kBlends ? kStages - 3 : kRegisterSlabs;
+
+    static constexpr int kBias = 0;                       // kChunk floats, in the order of the accumulators
+    static constexpr int kStrength = kBias + 4 * kChunk;  // a float, 12 bytes of padding
+    // Blends: for each pair k <= l of styles, sum_j (c W_ij)^2 s_kj s_lj (twice it where k < l) of the chunk's
+    // channels, ordered as the bias; then the next layer's styles, of 16-bit pairs
+    static constexpr int kForm = kStrength + 16;
+    static constexpr int kStyle = kForm + kForms * 4 * kChunk;
+    static constexpr int kStyleStep = 4 * kStyles;  // 16-bit values of a thread for 16 channels
+    // ToRGB, for each 8 channels the 8 weights of each colour. One style has kMaxRgbChannels of them: the product reads
+    // 8 colours, and those that do not exist are whatever follows, up to kRgbBeyond bytes after the record; nobody
+    // looks at them. Two styles to a product have 4 colours each.
+    static constexpr int kRgb = kStyle + (kBlends ? kStyles * 2 * kChunk : 0);
+    static constexpr int kRgbStep = kBlends ? 128 : kMaxRgbChannels * 16;  // bytes of 8 channels
+    static constexpr int kRgbProducts = kBlends ? kStyles / 2 : 1;
+    static constexpr int kRgbBytes = kChunk / 8 * kRgbStep;  // of a product
+    static constexpr int kRgbBeyond = kBlends ? 0 : (8 - kMaxRgbChannels) * 16;
+    static constexpr int kRecordBytes = kRgb + kRgbProducts * kRgbBytes;
+    static_assert(kRecordBytes % 16 == 0, "records travel by bulk copy");
+
+    static constexpr int kRecordOffset = kRingOffset + kStages * kSlabBytes;
+    static constexpr int kBlendOffset = kRecordOffset + kRecords * kRecordBytes;  // the blend's weights of each pixel
+    static constexpr int kColourOffset = kBlendOffset + (kBlends ? kBlockPixels * kStyles * 4 : 0);
+    static constexpr int kEnd = kColourOffset + (kBlends ? kRgbProducts * 128 * kConsumers * 16 : 0);
+
+    // Fourier features: each of a step's B_x, B_y and b, and with blends of the styles of layer 0. Float4s of a slab:
+    static constexpr int kFourierParts = 3 + (kBlends ? kStyles : 0);
+    static constexpr int kFourierSlab = 4 * kFourierParts * 4;
+};
+
+constexpr int kMaxBlend = 2;  // styles of a blend
+using BlendShape = StackShape<kMaxBlend>;
+
+constexpr int kBarrierOffset = StackShape<1>::kEnd;
+constexpr int kUnitOffset = kBarrierOffset + 2 * 8 * (kMaxStages + kRecords);  // image and group in hand, of each warp
 constexpr int kSeedOffset = kUnitOffset + 8 * 4 * kConsumers;
 constexpr int kStackSharedBytes = kSeedOffset + 8;
-static_assert(kUnitOffset - kBarrierOffset >= kRgbBeyond, "reading beyond the last record stays in shared memory");
-static_assert(kStages == kRegisterSlabs, "a full layer takes slot i for slab i");
+static_assert(kUnitOffset - kBarrierOffset >= StackShape<1>::kRgbBeyond,
+              "reading beyond the last record stays in shared memory");
+static_assert(BlendShape::kEnd <= kBarrierOffset);
+static_assert(StackShape<1>::kStages == kRegisterSlabs, "a full layer takes slot i for slab i");
 static_assert(kStackSharedBytes <= 227 * 1024, "shared memory of a block");
 
 /// One layer. positions: which of the 8 slab positions of the registers its input occupies. A layer's chunks but the

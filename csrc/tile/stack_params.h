@@ -1,4 +1,4 @@
-// Arguments of stack_fwd_kernel: a plain struct by value.
+// Arguments of the on-chip stacks' forward kernels: a plain struct by value.
 #pragma once
 
 #include <vector_types.h>
@@ -28,7 +28,8 @@ struct StackParams {
     const char* records;     // [B][record_stride]
     int64_t record_stride;   // bytes an image
     const float* rgb_bias;   // [kMaxRgbChannels], summed over ToRGBs
-    const float4* fourier;   // [register_slabs][kFourierSlab]; null: x is given
+    const float4* fourier;   // [register_slabs][kFourierSlab], with blends [B][the same]; null: x is given
+    int32_t fourier_stride;  // float4s an image
     const char* x;           // [B or 1][P][>= 64 register_slabs] of 16-bit values; rows on 16 bytes
     int64_t x_batch_stride;  // bytes; 0: shared
     int64_t x_row_stride;    // bytes
@@ -54,7 +55,11 @@ struct StackParams {
     int32_t image_slabs;  // slabs of weights an image
     int32_t image_records;
     int32_t input_per_image;  // whether the tensor map's outermost index is the image
-    char* kept;           // [blocks][kConsumers][kKeptBytes]: inputs of residual blocks, each thread its own registers
+    char* kept;          // [blocks][kConsumers][kKeptBytes]: inputs of residual blocks, each thread its own registers
+    const float* blend;  // [B or 1][P][styles]; null: one style an image, whose weights are modulated
+    int64_t blend_batch_stride;  // floats; 0: shared
+    int32_t styles;
+    float eps;            // of the demodulation of blends
     uint32_t half_pair;   // sqrt(1/2) twice, in the kernel's type
     uint32_t slope_pair;  // s / (1 - s) twice, in the kernel's type
     StackLayer layers[kMaxStackLayers];

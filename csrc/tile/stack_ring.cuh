@@ -12,6 +12,7 @@ namespace cips {
 ///
 /// A layer of 512 inputs takes slot i for its slab i, known when compiled, which saves a third of the instructions
 /// between two products. Such a layer starts at slot 0: slots that are passed over keep their phase.
+template <int kStages>
 struct RingPosition {
     uint32_t state;  // a bit of phase for each slot, and above them the slot: registers are scarce
 
@@ -38,11 +39,13 @@ private:
 };
 
 /// Whether a layer's products run through slots known when compiled.
+template <typename Shape>
 __device__ __forceinline__ bool is_full(const StackParams& p, int index)
 {
-    return index > 0 && p.layers[index].positions == (1 << kRegisterSlabs) - 1;
+    return Shape::kStages == kRegisterSlabs && index > 0 && p.layers[index].positions == (1 << kRegisterSlabs) - 1;
 }
 
+template <int kStages>
 struct StackBarriers {
     uint32_t full, empty, record_full, record_empty;
 
@@ -93,13 +96,14 @@ private:
 
 /// One thread: weights, and the first layer's streamed inputs between them. Each block of the cluster fetches its
 /// share of a slab for all; inputs are its own. A slot is free when the warpgroups of every block have let go of it.
+template <typename Shape>
 __device__ __forceinline__ void produce_slabs(const StackParams& p, const void* input_map, uint32_t shared,
-                                              const StackBarriers& bars)
+                                              const StackBarriers<Shape::kStages>& bars)
 {
     const uint32_t rank = cluster_rank();
     constexpr uint32_t kShare = kSlabBytes / kCluster;
     const uint32_t ring = shared + kRingOffset + rank * kShare;
-    RingPosition at(true);
+    RingPosition<Shape::kStages> at(true);
     for (UnitCursor unit(p); unit.image < p.images; unit.advance(p)) {
         const char* slab = p.slabs + unit.image * p.slab_stride + rank * kShare;
         auto weights = [&] {
@@ -138,7 +142,7 @@ __device__ __forceinline__ void produce_slabs(const StackParams& p, const void* 
         }
 #pragma unroll 1
         for (int index = first; index < p.depth; ++index) {
-            if (is_full(p, index)) at.align();
+            if (is_full<Shape>(p, index)) at.align();
 #pragma unroll 1
             for (int i = (p.layers[index].skip_chunks + p.layers[index].chunks) * p.layers[index].slabs; i > 0; --i) {
                 weights();
@@ -148,7 +152,9 @@ __device__ __forceinline__ void produce_slabs(const StackParams& p, const void* 
 }
 
 /// One thread: the record of every chunk.
-__device__ __forceinline__ void produce_records(const StackParams& p, uint32_t shared, const StackBarriers& bars)
+template <typename Shape>
+__device__ __forceinline__ void produce_records(const StackParams& p, uint32_t shared,
+                                                const StackBarriers<Shape::kStages>& bars)
 {
     uint32_t buffer = 0, phase = 1;
     for (UnitCursor unit(p); unit.image < p.images; unit.advance(p)) {
@@ -156,10 +162,10 @@ __device__ __forceinline__ void produce_records(const StackParams& p, uint32_t s
 #pragma unroll 1
         for (int i = 0; i < p.image_records; ++i) {
             mbarrier_wait_long(bars.record_empty + 8 * buffer, phase);
-            mbarrier_expect(bars.record_full + 8 * buffer, kRecordBytes);
-            bulk_copy(shared + kRecordOffset + buffer * kRecordBytes, record, kRecordBytes,
+            mbarrier_expect(bars.record_full + 8 * buffer, Shape::kRecordBytes);
+            bulk_copy(shared + Shape::kRecordOffset + buffer * Shape::kRecordBytes, record, Shape::kRecordBytes,
                       bars.record_full + 8 * buffer);
-            record += kRecordBytes;
+            record += Shape::kRecordBytes;
             buffer ^= 1;
             if (buffer == 0) phase ^= 1;
         }

@@ -1,0 +1,118 @@
+"""Launcher of the on-chip stack for a style a pixel (csrc/kernels/stack_blend_fwd.cuh): a blend of two styles an image.
+
+All pixels share the weights, which are not modulated; a pixel's style scales its activations, and its demodulation comes
+from a quadratic form in its blend's weights. Forward only, as `cuda_onchip`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from . import cuda_onchip
+from .cuda import _DTYPES, _load
+from .cuda_onchip import MAX_CHANNELS, MAX_WIDTH, Places, Prepared
+from .encoding import Encoding, cut_noise, tiles
+from .spec import StackInputs, StackSpec
+
+MAX_STYLES = 2
+_TILE_PIXELS = 65536  # times images: of inputs scaled by their styles, 128 MB at 1,024 channels
+
+
+def why_not(inputs: StackInputs, spec: StackSpec, dtype: torch.dtype) -> str | None:
+    """None if the kernel can serve such a call, otherwise the reason."""
+    count = inputs.blend.shape[-1]
+    if count > MAX_STYLES:
+        return f"it blends {MAX_STYLES} styles, not {count}"
+    if spec.blocks:
+        return "it has residual blocks"
+    return cuda_onchip.why_not(spec, dtype)
+
+
+def prepare(inputs: StackInputs, spec: StackSpec, dtype: torch.dtype, e: Encoding | None = None) -> Prepared:
+    """Tile the weights, and make what depends on the styles: demodulation forms, styles and colours of every chunk."""
+    batch, device = inputs.batch, inputs.weights.device
+    count = inputs.styles.shape[1]
+    ones = inputs.styles.new_ones(1, inputs.styles.shape[2])
+    # slabs of a style of ones, without demodulation: c W
+    slabs = cuda_onchip.prepare(
+        inputs._replace(styles=ones, blend=None), replace(spec, demodulate=False), dtype, e
+    ).slabs
+    held = min(spec.widths[0], MAX_WIDTH) if e is None else e.fourier_weight.shape[0]
+    plan = cuda_onchip.make_plan(spec, batch, held, count)
+    styles = inputs.styles.contiguous()
+    records = torch.empty((batch, plan.record_bytes), dtype=torch.uint8, device=device)
+    rgb_bias = torch.empty(MAX_CHANNELS, dtype=torch.float32, device=device)
+    fourier = weight = bias = None
+    if e is not None:
+        fourier = torch.empty((batch, plan.fourier_floats), dtype=torch.float32, device=device)
+        weight, bias = e.fourier_weight.float().contiguous(), e.fourier_bias.float().contiguous()
+    _load().stack_pack(
+        plan,
+        weights=inputs.weights.data_ptr(),
+        styles=styles.data_ptr(),
+        style_stride=styles.stride(0),
+        kind_stride=styles.stride(1),
+        biases=inputs.biases.data_ptr(),
+        strengths=inputs.noise_strengths.data_ptr(),
+        fourier_weight=0 if e is None else weight.data_ptr(),
+        fourier_bias=0 if e is None else bias.data_ptr(),
+        slabs=0,
+        records=records.data_ptr(),
+        fourier=0 if e is None else fourier.data_ptr(),
+        rgb_bias=rgb_bias.data_ptr(),
+        dtype=_DTYPES[dtype],
+        eps=spec.eps,
+        gain=spec.gain,
+        negative_slope=spec.negative_slope,
+        demodulate=spec.demodulate,
+        device=device.index,
+        stream=torch.cuda.current_stream(device).cuda_stream,
+    )
+    return Prepared(plan, slabs, records, fourier, rgb_bias, None, spec.eps if spec.demodulate else 1.0)
+
+
+def _blend(inputs: StackInputs, first: int, count: int) -> Tensor:
+    return inputs.blend.narrow(-2, first, count).float().contiguous()
+
+
+def _input_styles(inputs: StackInputs, spec: StackSpec) -> Tensor:
+    """Of layer 0: `[B, K, I]`."""
+    packing = spec.packing(inputs.batch)
+    return packing.style(inputs.styles, packing.layers[0])
+
+
+def forward(inputs: StackInputs, spec: StackSpec, rgb: Tensor) -> None:
+    """The RGB sum of a stack over `inputs.x`, into `rgb` `[B, P, C]`; a skip is added."""
+    x, batch = inputs.x, inputs.batch
+    prepared, styles = prepare(inputs, spec, x.dtype), _input_styles(inputs, spec)
+    width = x.shape[2]
+    for first, count in tiles(inputs.pixels, max(256, _TILE_PIXELS // batch)):
+        blend = _blend(inputs, first, count)
+        scaled = x.new_zeros((batch, count, -(-width // 64) * 64))
+        # not a matrix product, which may round to TF32
+        style = sum(blend[..., k, None] * styles[:, None, k] for k in range(styles.shape[1]))
+        torch.mul(x.narrow(1, first, count), style, out=scaled[:, :, :width])
+        coords = None if inputs.coords is None else inputs.coords.narrow(-2, first, count).contiguous()
+        cut = inputs._replace(noise=cuda_onchip.adjacent(cut_noise(inputs.noise, first, count)))
+        streamed = scaled[:, :, MAX_WIDTH:width] if width > MAX_WIDTH else None
+        places = Places(coords, (0, 0), first)
+        cuda_onchip.launch(prepared, cut, spec, x.dtype, scaled, streamed, places, rgb.narrow(1, first, count), blend)
+    if inputs.skip is not None:
+        rgb += inputs.skip
+
+
+def synthesis(e: Encoding, dtype: torch.dtype, inputs: StackInputs, spec: StackSpec, rgb: Tensor) -> None:
+    """The RGB sums of every point of an encoding, into `rgb` `[B, P, C]`: memory beyond it does not grow with them."""
+    prepared = prepare(inputs, spec, dtype, e)
+    of_table = _input_styles(inputs, spec)[:, :, e.fourier_weight.shape[0] :].float()
+    for first, count in tiles(e.pixels, max(256, _TILE_PIXELS // inputs.batch)):
+        coords = None if e.coords is None else e.coords.narrow(-2, first, count).float().contiguous()
+        places = Places(coords, (0, 0) if e.size is None else e.size, first)
+        blend = _blend(inputs, first, count)
+        streamed = None if e.table is None else cuda_onchip.lookup(e, dtype, places, count, blend, of_table.contiguous())
+        cut = inputs._replace(noise=cuda_onchip.adjacent(cut_noise(inputs.noise, first, count)))
+        cuda_onchip.launch(prepared, cut, spec, dtype, None, streamed, places, rgb.narrow(1, first, count), blend)
+        del streamed  # before the next is made

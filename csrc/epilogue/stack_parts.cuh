@@ -1,0 +1,136 @@
+// What every consumer warpgroup of an on-chip stack has: the layer's input and accumulators in registers, the parking
+// area, the record in hand.
+#pragma once
+
+#include "epilogue/stack_pixels.cuh"
+#include "ptx/wgmma.cuh"
+#include "tile/stack_input.cuh"
+#include "tile/stack_ring.cuh"
+
+namespace cips {
+
+template <typename T, int kStyles>
+struct StackParts : StackPixels {
+    using Type = T;
+    using Shape = StackShape<kStyles>;
+
+    const StackBarriers<Shape::kStages> bars;
+    uint32_t chunks = 0;  // worked off so far, over all tiles: the number of the record in hand
+    StackInput a;         // the layer's input, 16 registers a position
+    float acc[64];
+
+    __device__ __forceinline__ StackParts(const StackParams& params, uint32_t base)
+        : StackPixels(params, base), bars(base)
+    {
+    }
+
+    __device__ __forceinline__ void wait_for_record() const
+    {
+        mbarrier_wait(bars.record_full + 8 * (chunks & 1), chunks >> 1 & 1);
+    }
+
+    __device__ __forceinline__ uint32_t parked(int step) const
+    {
+        return shared + warpgroup * kParkBytes + thread * 16 + step * 2048;
+    }
+
+    __device__ __forceinline__ uint32_t record() const
+    {
+        return shared + Shape::kRecordOffset + (chunks & 1) * Shape::kRecordBytes;
+    }
+
+    __device__ __forceinline__ void end_chunk()
+    {
+        if (lane == 0) mbarrier_arrive(bars.record_empty + 8 * (chunks & 1));
+        ++chunks;
+    }
+
+    __device__ __forceinline__ void park(int step, const uint32_t* v) const
+    {
+        asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(parked(step)), "r"(v[0]), "r"(v[1]), "r"(v[2]),
+                     "r"(v[3])
+                     : "memory");
+    }
+
+    /// Registers of a position, from the place `from` in the parking area.
+    __device__ __forceinline__ void reload(int position, int from)
+    {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            const int i = 16 * position + 4 * k;
+            asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                         : "=r"(a[i]), "=r"(a[i + 1]), "=r"(a[i + 2]), "=r"(a[i + 3])
+                         : "r"(parked(4 * from + k))
+                         : "memory");
+        }
+    }
+
+    /// Slabs of the input of layer 0, into the parking area. A loop cannot number registers; unrolled, the instructions
+    /// that a tile needs once would have to come from L2 each time, and took 16,000 cycles.
+    __device__ __forceinline__ void park_input(int first, int end, const RowBlend<Shape::kStyles> (&blend)[2])
+    {
+#pragma unroll 1
+        for (int slab = first; slab < end; ++slab) {
+            uint32_t v[16];
+            if (p.fourier != nullptr) {
+                encode_slab<T, Shape::kStyles>(v, slab, p, image(), lane % 4, place_of(0), place_of(1), blend);
+            } else {
+                load_slab(v, slab, p, lane % 4, image(), pixel());
+            }
+#pragma unroll
+            for (int k = 0; k < 4; ++k) park(4 * (slab - first) + k, v + 4 * k);
+        }
+    }
+
+    /// The input of layer 0 that registers hold.
+    __device__ __forceinline__ void make_input(const RowBlend<Shape::kStyles> (&blend)[2])
+    {
+        constexpr int kParked = 2 * kParkedChunks;  // slabs that the parking area holds
+        park_input(0, min(kParked, p.register_slabs), blend);
+#pragma unroll
+        for (int i = 0; i < kParked; ++i) reload(i, i);
+        park_input(kParked, p.register_slabs, blend);
+#pragma unroll
+        for (int i = kParked; i < kRegisterSlabs; ++i) reload(i, i - kParked);
+    }
+
+    /// Four floats of the record in hand.
+    __device__ __forceinline__ float4 of_record(uint32_t offset) const
+    {
+        float4 v;
+        asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                     : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                     : "r"(record() + offset)
+                     : "memory");
+        return v;
+    }
+
+    __device__ __forceinline__ float noise_strength() const
+    {
+        float strength;
+        asm volatile("ld.shared.f32 %0, [%1];" : "=f"(strength) : "r"(record() + Shape::kStrength) : "memory");
+        return strength;
+    }
+
+    /// Adds R x' of a chunk's 128 channels, whose A fragments are `q`, for each product's 8 colours. By ordinary
+    /// arithmetic, 350 instructions, it made the tail longer than the other warpgroup's products.
+    template <int kProducts>
+    __device__ __forceinline__ void add_colours(float (&rgb)[kProducts][4], const uint32_t* q)
+    {
+        const uint32_t weights = descriptor_start(record() + Shape::kRgb, Shape::kRgbStep);
+        wgmma_fence();
+#pragma unroll
+        for (int s = 0; s < 8; ++s) {
+            const uint32_t* f = q + 4 * s;
+#pragma unroll
+            for (int product = 0; product < kProducts; ++product) {
+                const uint32_t step = (product * Shape::kRgbBytes + s * 2 * Shape::kRgbStep) >> 4;
+                wgmma_narrow<T>(rgb[product], f[0], f[1], f[2], f[3], narrow_descriptor(weights + step));
+            }
+        }
+        wgmma_commit();
+        wgmma_wait<0>();
+    }
+};
+
+}  // namespace cips
