@@ -2,7 +2,7 @@
 #pragma once
 
 #include "epilogue/stack_blend_tail.cuh"
-#include "kernels/stack_consumer.cuh"
+#include "tile/stack_consumer.cuh"
 
 namespace cips {
 

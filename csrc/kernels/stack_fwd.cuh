@@ -3,7 +3,7 @@
 #pragma once
 
 #include "epilogue/stack_tail.cuh"
-#include "kernels/stack_consumer.cuh"
+#include "tile/stack_consumer.cuh"
 
 namespace cips {
 

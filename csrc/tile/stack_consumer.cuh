@@ -275,7 +275,7 @@ __device__ __forceinline__ void run_stack(const StackParams& p, const TensorMap&
     const StackBarriers<Shape::kStages> bars(shared);
     if (threadIdx.x == 0) {
         bars.init();
-        StackPixels::keep_seed(p, shared);
+        Tail::keep_seed(p, shared);
     }
     __syncthreads();
     cluster_sync();
