@@ -15,6 +15,7 @@ namespace cips {
 
 template <typename T, int kStyles>
 struct StackBlendTail : StackParts<T, kStyles> {
+    static_assert(kStyles == 2, "three forms and a bias make the four floats of a channel");
     using Parts = StackParts<T, kStyles>;
     using Parts::a;
     using Parts::acc;
@@ -27,11 +28,19 @@ struct StackBlendTail : StackParts<T, kStyles> {
 
     __device__ __forceinline__ StackBlendTail(const StackParams& params, uint32_t base) : Parts(params, base) {}
 
+    /// threadIdx.x, asked for anew: an address kept in a register is one too many.
+    __device__ __forceinline__ static uint32_t thread_of_block()
+    {
+        uint32_t index;
+        asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+        return index;
+    }
+
     /// A row's weights wait in shared memory, kStyles floats.
     __device__ __forceinline__ uint32_t weights_of(int row) const
     {
-        const int of_block = threadIdx.x / 32 * 16 + lane / 4 + 8 * row;
-        return this->shared + Shape::kBlendOffset + 4 * kStyles * of_block;
+        const uint32_t at = thread_of_block();
+        return this->shared + Shape::kBlendOffset + 4 * kStyles * (at / 32 * 16 + at % 32 / 4 + 8 * row);
     }
 
     /// Of a quad's four threads each fetches for one of two rows (t % 2) half of the styles.
@@ -43,7 +52,8 @@ struct StackBlendTail : StackParts<T, kStyles> {
         __syncwarp();
 #pragma unroll
         for (int k = first; k < first + kStyles / 2; ++k) {
-            const float weight = k < p.styles ? __ldg(weights + k) : 0.0f;
+            // rounded here, for scale and demodulation alike: what both share then cancels
+            const float weight = k < p.styles ? round_to<T>(__ldg(weights + k)) : 0.0f;
             asm volatile("st.shared.f32 [%0], %1;" ::"r"(weights_of(row) + 4 * k), "f"(weight) : "memory");
         }
         __syncwarp();
@@ -62,6 +72,20 @@ struct StackBlendTail : StackParts<T, kStyles> {
         return result;
     }
 
+    __device__ __forceinline__ uint32_t noise_of(uint32_t of_thread) const
+    {
+        return this->shared + Shape::kNoiseOffset + 4 * of_thread;
+    }
+
+    /// What a thread drew waits in shared memory too.
+    __device__ __forceinline__ float keep_noise(float drawn) const
+    {
+        __syncwarp();
+        asm volatile("st.shared.f32 [%0], %1;" ::"r"(noise_of(thread_of_block())), "f"(drawn) : "memory");
+        __syncwarp();
+        return 0.0f;
+    }
+
     __device__ __forceinline__ void make_input()
     {
         const RowBlend<kStyles> blend[2] = {blend_of(0), blend_of(1)};
@@ -74,73 +98,51 @@ struct StackBlendTail : StackParts<T, kStyles> {
         for (int j = 0; j < 64; ++j) acc[j] = 0.0f;
     }
 
-    /// Demodulation of four channels of the two rows. What rounds below zero counts as zero.
-    __device__ __forceinline__ void demodulation(float4 (&d)[2], uint32_t at, const RowBlend<kStyles> (&blend)[2]) const
+    /// Demodulation, bias, noise and activation. A load brings all that there is of one channel: few registers are
+    /// left, and many short loads under way need fewer than one long one.
+    __device__ __forceinline__ void activate(uint32_t (&x)[32], const float (&noise)[2]) const
     {
-        d[0] = d[1] = make_float4(p.eps, p.eps, p.eps, p.eps);
-        int pair = 0;
+        float form[2][3];
 #pragma unroll
-        for (int k = 0; k < kStyles; ++k) {
-#pragma unroll
-            for (int l = k; l < kStyles; ++l) {
-                const float4 form = of_record(Shape::kForm + 4 * kChunk * pair++ + at);
-#pragma unroll
-                for (int row = 0; row < 2; ++row) {
-                    float weight;  // volatile: eight times the product is cheaper than a register of this loop
-                    asm volatile("mul.f32 %0, %1, %2;" : "=f"(weight) : "f"(blend[row].of[k]), "f"(blend[row].of[l]));
-                    d[row] = fma4(form, weight, d[row]);
-                }
-            }
+        for (int row = 0; row < 2; ++row) {
+            const RowBlend<kStyles> blend = blend_of(row);
+            form[row][0] = blend.of[0] * blend.of[0];
+            form[row][1] = blend.of[0] * blend.of[1];
+            form[row][2] = blend.of[1] * blend.of[1];
         }
-        const auto inverse_root = [&](float v) {
-            float result;
-            asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(fmaxf(v, p.eps)));
-            return result;
+        const auto tail = [&](float y, int row, const float4& of) {
+            const float q = fmaf(form[row][2], of.z, fmaf(form[row][1], of.y, fmaf(form[row][0], of.x, p.eps)));
+            float d;  // |q|: what is zero but for rounding may come out below
+            asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(fabsf(q)));
+            return fmaf(y, d, of.w + noise[row]);
         };
 #pragma unroll
-        for (float4& row : d) {
-            row = make_float4(inverse_root(row.x), inverse_root(row.y), inverse_root(row.z), inverse_root(row.w));
-        }
-    }
-
-    /// y d + b, here and now: put off, it holds registers.
-    __device__ __forceinline__ static void apply(float& y, float d, float b)
-    {
-        asm volatile("fma.rn.f32 %0, %0, %1, %2;" : "+f"(y) : "f"(d), "f"(b));
-    }
-
-    __device__ __forceinline__ void demodulate(const float (&noise)[2])
-    {
-        const RowBlend<kStyles> blend[2] = {blend_of(0), blend_of(1)};
-#pragma unroll
-        for (int q = 0; q < 8; ++q) {
-            const uint32_t at = 16 * (lane % 4) + 64 * q;
-            float4 d[2];
-            demodulation(d, at, blend);
-            const float4 bias = of_record(Shape::kBias + at);
+        for (int pair = 0; pair < 16; ++pair) {
+            const uint32_t at = Shape::kChannel + 128 * pair + 16 * (lane % 4);
+            const float4 low = of_record(at), high = of_record(at + 64);
 #pragma unroll
             for (int row = 0; row < 2; ++row) {
-                float* y = acc + 8 * q + 2 * row;
-                apply(y[0], d[row].x, bias.x + noise[row]);
-                apply(y[1], d[row].y, bias.y + noise[row]);
-                apply(y[4], d[row].z, bias.z + noise[row]);
-                apply(y[5], d[row].w, bias.w + noise[row]);
+                const int j = 2 * pair + row;
+                x[j] = leaky_relu_pair<T>(tail(acc[2 * j], row, low), tail(acc[2 * j + 1], row, high), p.slope_pair);
             }
         }
     }
 
-    /// drawn, source: the noise of a quad's rows, with threads `source` and `source` + 1.
+    /// source: the noise of a quad's rows is that of threads `source` and `source` + 1.
     template <bool kLast>
-    __device__ __forceinline__ void finish_chunk(int chunk, const StackLayer& l, bool keep, float drawn, int source)
+    __device__ __forceinline__ void finish_chunk(int chunk, const StackLayer& l, bool keep, int source)
     {
         this->wait_for_record();
         const float strength = this->noise_strength();
-        const float noise[2] = {strength * __shfl_sync(~0u, drawn, source),
-                                strength * __shfl_sync(~0u, drawn, source + 1)};
-        demodulate(noise);
+        float noise[2];
+        asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
+                     : "=f"(noise[0]), "=f"(noise[1])
+                     : "r"(noise_of(thread_of_block() / 32 * 32 + source))
+                     : "memory");
+        noise[0] = __fmul_rn(noise[0], strength);  // not fused with the bias, which would keep three registers for two
+        noise[1] = __fmul_rn(noise[1], strength);
         uint32_t x[32];
-#pragma unroll
-        for (int j = 0; j < 32; ++j) x[j] = leaky_relu_pair<T>(acc[2 * j], acc[2 * j + 1], p.slope_pair);
+        activate(x, noise);
         if (l.rgb) {
             Colours rgb;
             load_colours(rgb);
@@ -158,35 +160,31 @@ struct StackBlendTail : StackParts<T, kStyles> {
         this->end_chunk();
     }
 
-    /// Times the pixel's style of the next layer.
+    /// Times the pixel's style of the next layer, in packed arithmetic: the tail's instructions come from L2's side of
+    /// the instruction caches, and their number is what it takes.
     __device__ __forceinline__ void scale(uint32_t (&x)[32]) const
     {
-        const RowBlend<kStyles> blend[2] = {blend_of(0), blend_of(1)};  // once more: not worth registers until here
+        uint32_t weights[2][kStyles];
+#pragma unroll
+        for (int row = 0; row < 2; ++row) {
+            const RowBlend<kStyles> blend = blend_of(row);
+#pragma unroll
+            for (int k = 0; k < kStyles; ++k) weights[row][k] = pack_pair(blend.of[k], blend.of[k], T());
+        }
 #pragma unroll
         for (int q = 0; q < 8; ++q) {
-            uint32_t styles[2 * kStyles];  // [style][half of 8 channels]
-#pragma unroll
-            for (int i = 0; i < kStyles / 2; ++i) {
-                const uint32_t at = 2 * Shape::kStyleStep * (lane % 4) + 8 * Shape::kStyleStep * q + 16 * i;
-                const float4 v = of_record(Shape::kStyle + at);
-                styles[4 * i + 0] = __float_as_uint(v.x);
-                styles[4 * i + 1] = __float_as_uint(v.y);
-                styles[4 * i + 2] = __float_as_uint(v.z);
-                styles[4 * i + 3] = __float_as_uint(v.w);
-            }
+            const float4 v = of_record(Shape::kStyle + 2 * Shape::kStyleStep * (lane % 4 + 4 * q));
+            const uint32_t styles[2][2] = {
+                {__float_as_uint(v.x), __float_as_uint(v.y)},
+                {__float_as_uint(v.z), __float_as_uint(v.w)}};  // [style][half of 8 channels]
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
 #pragma unroll
                 for (int row = 0; row < 2; ++row) {
-                    float low = 0.0f, high = 0.0f;
-#pragma unroll
-                    for (int k = 0; k < kStyles; ++k) {
-                        const float2 s = unpack_pair(styles[2 * k + half], T());
-                        low = fmaf(s.x, blend[row].of[k], low);
-                        high = fmaf(s.y, blend[row].of[k], high);
-                    }
+                    const uint32_t style =
+                        fma_pair<T>(styles[1][half], weights[row][1], mul_pair<T>(styles[0][half], weights[row][0]));
                     uint32_t& pair = x[4 * q + 2 * half + row];
-                    pair = mul_pair<T>(pair, pack_pair(low, high, T()));
+                    pair = mul_pair<T>(pair, style);
                 }
             }
         }
@@ -195,7 +193,7 @@ struct StackBlendTail : StackParts<T, kStyles> {
     /// Sums of colours wait in shared memory, each thread's own.
     __device__ __forceinline__ uint32_t colours(int product) const
     {
-        return this->shared + Shape::kColourOffset + (product * 128 * kConsumers + threadIdx.x) * 16;
+        return this->shared + Shape::kColourOffset + (product * 128 * kConsumers + thread_of_block()) * 16;
     }
 
     __device__ __forceinline__ void load_colours(Colours& rgb) const
@@ -224,7 +222,6 @@ struct StackBlendTail : StackParts<T, kStyles> {
     /// Colours c and c + 1 of the two rows lie with threads t = c / 2 for even styles and t + 2 for odd ones.
     __device__ __forceinline__ void store() const
     {
-        const RowBlend<kStyles> blend[2] = {blend_of(0), blend_of(1)};
         Colours rgb;
         load_colours(rgb);
         const int t = lane % 4, odd = t / 2, first = 2 * (t % 2);
@@ -232,13 +229,11 @@ struct StackBlendTail : StackParts<T, kStyles> {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
             const int row = j / 2, channel = first + j % 2;
-            float colour = 0.0f;
-#pragma unroll
-            for (int i = 0; i < Shape::kRgbProducts; ++i) {
-                colour = fmaf(rgb[i][j], odd ? blend[row].of[2 * i + 1] : blend[row].of[2 * i], colour);
-            }
-            colour += __shfl_xor_sync(~0u, colour, 2);
             const int64_t at_pixel = this->pixel() + 8 * row;
+            const int64_t there = min(at_pixel, p.places.pixels - 1);
+            const float* weights = p.blend + this->image() * p.blend_batch_stride + there * p.styles;
+            float colour = odd < p.styles ? rgb[0][j] * __ldg(weights + odd) : 0.0f;
+            colour += __shfl_xor_sync(~0u, colour, 2);
             if (!odd && channel < p.channels && at_pixel < p.places.pixels) {
                 out[at_pixel * p.rgb_pixel_stride + j % 2 * p.rgb_channel_stride] =
                     colour + __ldg(p.rgb_bias + channel);

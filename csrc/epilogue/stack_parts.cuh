@@ -41,8 +41,9 @@ struct StackParts : StackPixels {
 
     __device__ __forceinline__ void end_chunk()
     {
-        if (lane == 0) mbarrier_arrive(bars.record_empty + 8 * (chunks & 1));
         ++chunks;
+        // worked out anew rather than kept, or spilled, since the wait: of the number after
+        if (lane == 0) mbarrier_arrive(bars.record_empty + 8 - 8 * (chunks & 1));
     }
 
     __device__ __forceinline__ void park(int step, const uint32_t* v) const

@@ -31,6 +31,7 @@ struct StackTail : StackParts<T, 1> {
     __device__ __forceinline__ StackTail(const StackParams& params, uint32_t base) : Parts(params, base) {}
 
     __device__ __forceinline__ void find_blend() {}
+    __device__ __forceinline__ static float keep_noise(float drawn) { return drawn; }
 
     __device__ __forceinline__ void make_input() { Parts::make_input({}); }
 
@@ -58,7 +59,7 @@ struct StackTail : StackParts<T, 1> {
     /// Activation, skip, ToRGB, and the result to where it waits: the last chunk to the last two positions, another
     /// parked.
     template <bool kLast>
-    __device__ __forceinline__ void finish_chunk(int chunk, const StackLayer& l, bool keep, float, int)
+    __device__ __forceinline__ void finish_chunk(int chunk, const StackLayer& l, bool keep, int)
     {
         uint32_t local[32];
         uint32_t* q = kLast ? a + 16 * (kRegisterSlabs - 2) : local;

@@ -21,6 +21,7 @@ __device__ __forceinline__ void sum_forms(float (&sums)[kStyles * (kStyles + 1) 
 {
     const float* weight = p.weights + l.weight_offset + static_cast<int64_t>(row) * l.in_features;
     const float scale = 1.0f / static_cast<float>(l.in_features);
+#pragma unroll 4
     for (int j = threadIdx.x % 32; j < l.in_features; j += 32) {
         const float w = __ldg(weight + j), square = scale * w * w;
         float s[kStyles];
@@ -58,11 +59,10 @@ __device__ __forceinline__ void pack_channel(const StackPackParams& p, int image
     float forms[Shape::kForms] = {};
     if (exists && p.demodulate) sum_forms<Shape::kStyles>(forms, p, l, styles, row);
     if (lane == 0) {
-#pragma unroll
-        for (int i = 0; i < Shape::kForms; ++i) {
-            reinterpret_cast<float*>(record + Shape::kForm + 4 * kChunk * i)[order] = forms[i];
-        }
-        reinterpret_cast<float*>(record + Shape::kBias)[order] = exists ? p.biases[l.bias_offset + row] : 0.0f;
+        // of a quad's threads side by side: thread t holds 16 q + 2 t, + 1 and both + 8
+        const int place = order / 16 * 16 + order % 4 * 4 + order / 4 % 4;
+        reinterpret_cast<float4*>(record + Shape::kChannel)[place] =
+            make_float4(forms[0], forms[1], forms[2], exists ? p.biases[l.bias_offset + row] : 0.0f);
         if (channel < 4) {
             reinterpret_cast<float*>(record + Shape::kStrength)[channel] = channel == 0 ? p.strengths[index] : 0.0f;
         }

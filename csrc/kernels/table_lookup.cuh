@@ -10,6 +10,7 @@
 namespace cips {
 
 constexpr int kLookupThreads = 256;
+constexpr int kLookupStyles = 2;  // of a blend, at most
 constexpr int kLookupPixels = 8;  // of a warp, one after the other
 
 struct TableLookupParams {
@@ -32,23 +33,38 @@ struct TableLookupParams {
     int32_t kinds;
 };
 
-/// Eight channels times the style of a pixel.
-__device__ __forceinline__ void scale_by_style(float (&v)[8], const TableLookupParams& p, int image, int64_t pixel,
-                                               int channel)
-{
-    const float* weights = p.blend + image * p.blend_batch_stride + pixel * p.kinds;
-    float style[8] = {};
-    for (int k = 0; k < p.kinds; ++k) {
-        const float weight = __ldg(weights + k);
-        const float* of_kind = p.styles + image * p.style_stride + k * p.kind_stride + channel;
+/// Eight channels of an image's styles.
+struct LookupStyles {
+    float of[kLookupStyles][8];
+
+    __device__ __forceinline__ LookupStyles(const TableLookupParams& p, int image, int channel)
+    {
 #pragma unroll
-        for (int e = 0; e < 8; ++e) {
-            if (channel + e < p.features) style[e] = fmaf(weight, __ldg(of_kind + e), style[e]);
+        for (int k = 0; k < kLookupStyles; ++k) {
+            const float* row = p.styles + image * p.style_stride + k * p.kind_stride;
+#pragma unroll
+            for (int e = 0; e < 8; ++e) {
+                of[k][e] = k < p.kinds && channel + e < p.features ? __ldg(row + channel + e) : 0.0f;
+            }
         }
     }
+
+    /// Times the style of a pixel.
+    template <typename Out>
+    __device__ __forceinline__ void scale(float (&v)[8], const TableLookupParams& p, int image, int64_t pixel) const
+    {
+        const float* weights = p.blend + image * p.blend_batch_stride + pixel * p.kinds;
+        float style[8] = {};
 #pragma unroll
-    for (int e = 0; e < 8; ++e) v[e] *= style[e];
-}
+        for (int k = 0; k < kLookupStyles; ++k) {
+            const float weight = k < p.kinds ? round_to<Out>(__ldg(weights + k)) : 0.0f;  // as the stack does
+#pragma unroll
+            for (int e = 0; e < 8; ++e) style[e] = fmaf(weight, of[k][e], style[e]);
+        }
+#pragma unroll
+        for (int e = 0; e < 8; ++e) v[e] *= style[e];
+    }
+};
 
 /// The two positions around a coordinate, and the weight of the second.
 struct Neighbours {
@@ -116,7 +132,7 @@ __device__ __forceinline__ Neighbours shuffle(const Neighbours& n, int lane)
 }
 
 /// Grid: (blocks over pixels, images).
-template <typename T, typename Out>
+template <typename T, typename Out, bool kBlends>
 __global__ void __launch_bounds__(kLookupThreads) table_lookup_kernel(const __grid_constant__ TableLookupParams p)
 {
     const int lane = threadIdx.x % 32;
@@ -136,6 +152,12 @@ __global__ void __launch_bounds__(kLookupThreads) table_lookup_kernel(const __gr
         // neighbours in an image often lie between the same entries: read them once
         float corner[2][2][8];
         Corners held{-1, -1, false, false};
+        [[maybe_unused]] const auto styles = [&] {
+            if constexpr (kBlends)
+                return LookupStyles(p, image, channel);
+            else
+                return 0;
+        }();
         for (int i = 0; i < kLookupPixels; ++i) {  // every lane takes part in the shuffles
             const Neighbours x = shuffle(my_x, i), y = shuffle(my_y, i);
             if (i >= count || channel >= p.features) continue;
@@ -160,7 +182,7 @@ __global__ void __launch_bounds__(kLookupThreads) table_lookup_kernel(const __gr
                     v[e] = interpolate(v[e], lower, y.weight);
                 }
             }
-            if (p.blend != nullptr) scale_by_style(v, p, image, first + i, channel);
+            if constexpr (kBlends) styles.template scale<Out>(v, p, image, first + i);
             // past L1: the stack reads it from L2
             __stcg(reinterpret_cast<uint4*>(out + i * p.row_stride + channel),
                    make_uint4(pack_pair(v[0], v[1], Out()), pack_pair(v[2], v[3], Out()), pack_pair(v[4], v[5], Out()),

@@ -118,9 +118,8 @@ struct StackConsumer : Tail {
         for (int i = 0; i < kRegisterSlabs; ++i) {
             if (i < p.streamed_slabs) send_streamed(pending);
             if (i < p.register_slabs) send(i, pending);
-            if (i == 0 && p.streamed_slabs > 0) pass_turn();
+            if (p.streamed_slabs > 0 ? i == 0 : i + 1 == Shape::kTurn) pass_turn();
         }
-        if (p.streamed_slabs == 0) pass_turn();
         wgmma_wait<0>();
         retire(pending);
     }
@@ -206,7 +205,7 @@ struct StackConsumer : Tail {
                     continue;
                 }
             }
-            this->template finish_chunk<false>(chunk, l, keep, drawn, source);
+            this->template finish_chunk<false>(chunk, l, keep, source);
         }
         start_chunk(noise0, noise1);
         if constexpr (kFull) {
@@ -214,7 +213,7 @@ struct StackConsumer : Tail {
         } else {
             products<true>(l.positions, reloads);
         }
-        this->template finish_chunk<true>(last, l, keep, drawn, source);
+        this->template finish_chunk<true>(last, l, keep, source);
     }
 
     __device__ __forceinline__ void first_layer()
@@ -226,15 +225,17 @@ struct StackConsumer : Tail {
         this->make_input();
 #pragma unroll 1
         for (int chunk = 0; chunk < l.chunks; ++chunk) {
-            if (chunk > 0) this->template finish_chunk<false>(chunk - 1, l, keep, drawn, source);
+            if (chunk > 0) this->template finish_chunk<false>(chunk - 1, l, keep, source);
             start_chunk(noise0, noise1);
             first_products();
         }
+        // a blend's tail has no registers to spare for what comes back under it
+        if (Shape::kBlends) this->template finish_chunk<true>(l.chunks - 1, l, keep, source);
 #pragma unroll
         for (int i = 0; i < kRegisterSlabs - 2; ++i) {
             if (keep && i < 2 * (l.chunks - 1)) reload(i, i);
         }
-        this->template finish_chunk<true>(l.chunks - 1, l, keep, drawn, source);
+        if (!Shape::kBlends) this->template finish_chunk<true>(l.chunks - 1, l, keep, source);
     }
 
     __device__ __forceinline__ void run()
@@ -247,11 +248,11 @@ struct StackConsumer : Tail {
             this->find_blend();
             this->start_colours();
             // noise: of a quad's four threads each draws for one of two rows (t % 2) and one of two layers (t / 2)
-            drawn = draw(t / 2);
+            drawn = this->keep_noise(draw(t / 2));
             first_layer();
 #pragma unroll 1
             for (int index = 1; index < p.depth; ++index) {
-                if (index % 2 == 0) drawn = draw(index + t / 2);
+                if (index % 2 == 0) drawn = this->keep_noise(draw(index + t / 2));
                 if constexpr (Shape::kStages == kRegisterSlabs) {
                     if (is_full<Shape>(p, index)) {
                         layer<true>(index);

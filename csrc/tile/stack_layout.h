@@ -55,12 +55,12 @@ struct StackShape {
     // have no slot before the other has let go of the first.
     static constexpr int kTurn = kBlends ? kStages - 3 : kRegisterSlabs;
 
-    static constexpr int kBias = 0;                       // kChunk floats, in the order of the accumulators
-    static constexpr int kStrength = kBias + 4 * kChunk;  // a float, 12 bytes of padding
-    // Blends: for each pair k <= l of styles, sum_j (c W_ij)^2 s_kj s_lj (twice it where k < l) of the chunk's
-    // channels, ordered as the bias; then the next layer's styles, of 16-bit pairs
-    static constexpr int kForm = kStrength + 16;
-    static constexpr int kStyle = kForm + kForms * 4 * kChunk;
+    static constexpr int kBias = 0;                                       // kChunk floats, see start_chunk
+    static constexpr int kStrength = kBias + (kBlends ? 0 : 4 * kChunk);  // a float, 12 bytes of padding
+    // Blends have instead of the bias for each channel four floats: for each pair k <= l of styles sum_j (c W_ij)^2
+    // s_kj s_lj, twice it where k < l, and the bias. Then the next layer's styles, of 16-bit pairs
+    static constexpr int kChannel = kStrength + 16;
+    static constexpr int kStyle = kChannel + (kBlends ? 16 * kChunk : 0);
     static constexpr int kStyleStep = 4 * kStyles;  // 16-bit values of a thread for 16 channels
     // ToRGB, for each 8 channels the 8 weights of each colour. One style has kMaxRgbChannels of them: the product reads
     // 8 colours, and those that do not exist are whatever follows, up to kRgbBeyond bytes after the record; nobody
@@ -76,7 +76,8 @@ struct StackShape {
     static constexpr int kRecordOffset = kRingOffset + kStages * kSlabBytes;
     static constexpr int kBlendOffset = kRecordOffset + kRecords * kRecordBytes;  // the blend's weights of each pixel
     static constexpr int kColourOffset = kBlendOffset + (kBlends ? kBlockPixels * kStyles * 4 : 0);
-    static constexpr int kEnd = kColourOffset + (kBlends ? kRgbProducts * 128 * kConsumers * 16 : 0);
+    static constexpr int kNoiseOffset = kColourOffset + (kBlends ? kRgbProducts * 128 * kConsumers * 16 : 0);
+    static constexpr int kEnd = kNoiseOffset + (kBlends ? 128 * kConsumers * 4 : 0);
 
     // Fourier features: each of a step's B_x, B_y and b, and with blends of the styles of layer 0. Float4s of a slab:
     static constexpr int kFourierParts = 3 + (kBlends ? kStyles : 0);

@@ -109,18 +109,11 @@ __host__ __device__ __forceinline__ uint32_t pack_pair(float low, float high, __
     return static_cast<uint32_t>(pair.y) << 16 | pair.x;
 }
 
-/// The two floats of a pair.
-__device__ __forceinline__ float2 unpack_pair(uint32_t pair, __half)
+/// Rounded to T and back.
+template <typename T>
+__device__ __forceinline__ float round_to(float v)
 {
-    __half2_raw raw;
-    raw.x = static_cast<unsigned short>(pair);
-    raw.y = static_cast<unsigned short>(pair >> 16);
-    return __half22float2(__half2(raw));
-}
-
-__device__ __forceinline__ float2 unpack_pair(uint32_t pair, __nv_bfloat16)
-{
-    return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
+    return static_cast<float>(static_cast<T>(v));
 }
 
 template <typename T>
