@@ -66,7 +66,8 @@ def forward(
         batch, pixels, in_features, out_features, spec.negative_slope, spec.gain, programs,
         NOISE=noise is not None, CHANNELS=0 if rgb_m is None else rgb_m.shape[1], STORE=out is not None,
         BLOCK_P=tile.rows, BLOCK_O=tile.cols, BLOCK_I=tile.inner, PARTS=parts,
-        num_warps=tile.warps, num_stages=4,
+        # with the sums in tensor memory (10.0) their way out takes the room of the fourth stage
+        num_warps=tile.warps, num_stages=4 if device_limits(x.device)[1] < (10, 0) else 3,
     )  # fmt: skip
 
 
