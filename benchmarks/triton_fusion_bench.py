@@ -75,8 +75,13 @@ def variants(case: Case, cuda: bool, chunks: Sequence[int]) -> list[Variant]:
         return found
     found.append(Variant("chain", CHAIN, True))
     found.append(Variant("chunks by rule", Fusion(chunks=True), True))
+    found.append(Variant("chunks by rule, launches overlapped", Fusion(chunks=True, overlap=True), True))
     found.append(Variant("pairs, default tile", pair(), True))
     found += [Variant(f"chunks of {rows}", Fusion(chunks=rows), True) for rows in chunks]
+    found += [
+        Variant(f"chunks of {rows}, launches overlapped", Fusion(chunks=rows, overlap=True), True) for rows in (8448, 33792)
+    ]
+    found.append(Variant("chain, launches overlapped", Fusion(overlap=True), True))
     for tile in TILES.get(channels, ())[1:]:
         name = f"pairs, {tile.rows} x {tile.middle}, {tile.warps} warps, {tile.stages} stages"
         found.append(Variant(name, pair(pair_tile=tile), True))

@@ -30,7 +30,9 @@ MULTIPROCESSORS = {(8, 0): 108, (8, 6): 84, (9, 0): 132, (10, 0): 148}
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
-INSTRUCTIONS = ("mma.sync", "wgmma.mma_async", "tcgen05.mma", "cp.async.bulk.tensor")
+INSTRUCTIONS = (
+    "mma.sync", "wgmma.mma_async", "tcgen05.mma", "cp.async.bulk.tensor", "griddepcontrol.wait", "griddepcontrol.launch_dependents",
+)  # fmt: skip
 
 
 @dataclass
@@ -141,6 +143,16 @@ def run_stack(widths: tuple[int, ...], rgb_after: tuple[int, ...], batch: int, p
     stack.backward(features, rgb, inputs, spec, saved, Needs(True, True, True, True))
 
 
+def run_overlapped(dtype: torch.dtype) -> None:
+    """Inference whose launches overlap."""
+    from cips_kernels.spec import StackSpec
+    from cips_kernels.triton import fusion, stack
+
+    spec = StackSpec((512, 512, 512), (1,))
+    with fusion.using(fusion.Fusion(overlap=True)):
+        stack.forward(_inputs(spec, 2, 1024, dtype), spec, False, False)
+
+
 def run_pairs(width: int, dtype: torch.dtype) -> None:
     """Inference of two pairs of layers, with and without a ToRGB, in one kernel each."""
     from cips_kernels.spec import StackSpec
@@ -162,6 +174,7 @@ def main(capability: tuple[int, int]) -> None:
                 kernels.clear()
                 run_stack(widths, (-1, 1, len(widths) - 2), 2, 1024, dtype)
                 if large and dtype.itemsize == 2 and capability[0] == 9:
+                    run_overlapped(dtype)
                     for width in (512, 256, 128, 64):
                         run_pairs(width, dtype)
                 for kernel in {(k.name, k.ptx): k for k in kernels}.values():

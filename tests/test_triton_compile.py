@@ -73,3 +73,11 @@ def test_shared_memory_is_what_a_block_may_have(compiled: tuple[str, list[dict]]
     capability, kernels = compiled
     for kernel in kernels:
         assert kernel["shared"] <= SHARED[capability], kernel
+
+
+def test_overlapped_launches_wait_for_what_they_read(compiled: tuple[str, list[dict]]) -> None:
+    """Both instructions in one kernel or neither: a launch without the wait would read what is not written yet."""
+    capability, kernels = compiled
+    waits = [[f"griddepcontrol.{what}" in k["instructions"] for what in ("wait", "launch_dependents")] for k in kernels]
+    assert all(wait == launch for wait, launch in waits)
+    assert any(wait for wait, _ in waits) == (capability == "9.0")

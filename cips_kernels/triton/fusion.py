@@ -3,8 +3,10 @@
 - *Chunks*: the chain runs over so few rows (images x pixels) at a time that what lies between two layers stays in L2. In
   captured CUDA graphs alone, since they multiply the launches, and those by themselves cost more than memory does.
 - *Pairs*: two layers and their ToRGB in one kernel, so that what lies between them is never in memory (`pairs`).
+- *Overlap*: a layer's kernel is launched while the one before it ends (programmatic dependent launch, compute capability 9.0
+  and up), since chunks make the gaps between launches many.
 
-Chunks change no bit of the result; pairs sum in another order, within the error of the chain.
+Chunks and overlap change no bit of the result; pairs sum in another order, within the error of the chain.
 """
 
 from __future__ import annotations
@@ -26,11 +28,13 @@ class Fusion:
     Attributes:
         chunks: False: parts as large as memory allows; True: parts that stay in L2, by `rows_in_l2`, in captured graphs; a
             number: parts of that many rows, always.
+        overlap: launch a layer's kernel early.
         pairs: two layers are one kernel where no width of theirs exceeds this; 0: none are.
         pair_tile: tile of the pairs, None for the rule `config.pair_tile`.
     """
 
     chunks: bool | int = False
+    overlap: bool = False
     pairs: int = 0
     pair_tile: config.PairTile | None = None
 
