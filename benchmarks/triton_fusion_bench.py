@@ -44,13 +44,11 @@ _CHECKED = 2048  # pixels of each image that the oracle computes
 CHAIN = Fusion()
 # half and whole waves of an H100 (66 tiles of 128 pixels) beside powers of two
 CHUNKS = (8192, 8448, 16384, 16896, 25344, 33792)
+# each compiles for 9.0 without spills; the first is the rule's own
 TILES = {
-    512: (PairTile(64, 32, 8, 2, 2), PairTile(64, 32, 8, 1, 2), PairTile(64, 64, 8, 1, 2), PairTile(64, 16, 8, 3, 2)),
-    256: (
-        PairTile(128, 64, 8, 2, 2), PairTile(128, 32, 8, 3, 2), PairTile(128, 128, 8, 1, 2), PairTile(64, 64, 4, 2, 2),
-        PairTile(64, 64, 8, 2, 2),
-    ),
-}  # fmt: skip
+    512: (PairTile(64, 32, 8, 2, 2), PairTile(64, 64, 8, 1, 2), PairTile(64, 16, 8, 4, 2), PairTile(64, 32, 16, 2, 2)),
+    256: (PairTile(128, 64, 8, 2, 2), PairTile(128, 32, 8, 3, 2), PairTile(128, 128, 8, 1, 2), PairTile(64, 64, 4, 1, 2)),
+}
 
 
 @dataclass

@@ -13,8 +13,10 @@ pytest.importorskip("triton", reason="this machine has no triton")
 from benchmark_helpers import ROOT
 
 import triton_fusion_bench as bench  # isort: skip
+from cases import make_case  # isort: skip
 
 from cips_kernels.triton import layers
+from cips_kernels.triton.fusion import Fusion
 
 assert Path(bench.__file__).parent == ROOT / "benchmarks"
 
@@ -66,3 +68,12 @@ def test_every_tile_of_the_list_is_one_of_its_width() -> None:
             patch.setattr(config, "device_limits", lambda device: (227 * 1024, (9, 0), 132))
             assert config.pair_tile(width, torch.device("cpu")) == tiles[0]
         assert len(set(tiles)) == len(tiles)
+
+
+@pytest.mark.parametrize("channels", [512, 256, 128])
+def test_the_chain_comes_first_and_nothing_twice(channels: int) -> None:
+    case = make_case("stack", batch=1, height=8, width=8, dtype=torch.bfloat16, channels=channels)
+    found = bench.variants(case, True, bench.CHUNKS)
+    assert (found[0].name, found[0].graph, found[0].fusion) == ("chain", False, Fusion())
+    assert len({(v.name, v.graph) for v in found}) == len({(v.fusion, v.graph) for v in found}) == len(found)
+    assert all(v.fusion.pairs in (0, channels) for v in found)

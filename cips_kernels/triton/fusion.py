@@ -49,7 +49,7 @@ _MOST_ROWS = 1 << 20
 _SHARE = 0.7
 
 _current = DEFAULT
-_seen: set[tuple] = set()  # calls that have run in chunks once
+_seen: set[tuple] = set()  # calls that have run in chunks once, by what decides their kernels
 
 
 @contextmanager
@@ -97,7 +97,7 @@ def part_rows(spec: StackSpec, batch: int, pixels: int, dtype: torch.dtype, devi
     widest = max(spec.widths[1:], default=0)
     if not widest or device.type != "cuda":
         return _MOST_ROWS
-    call = (spec, batch, pixels, dtype, device)
+    call = (_current, spec, batch, pixels, dtype, device)
     if call in _seen and not torch.cuda.is_current_stream_capturing():
         return _MOST_ROWS
     _seen.add(call)
