@@ -39,7 +39,7 @@ class Fusion:
     pair_tile: config.PairTile | None = None
 
 
-# The switch. Neither is on before it is measured to pay: benchmarks/triton_fusion_bench.py, csrc/NOTES.md.
+# The switch. Nothing is on before it is measured to pay: benchmarks/triton_fusion_bench.py, csrc/NOTES.md.
 DEFAULT = Fusion()
 
 # Rows of a part that need not stay anywhere: what lies between two layers is then at most 1 GB at width 512 in bfloat16,
