@@ -8,11 +8,10 @@
 #include <mutex>
 #include <utility>
 
-#include "kernels/stack_blend_fwd.cuh"
 #include "kernels/stack_blend_pack.cuh"
-#include "kernels/stack_fwd.cuh"
 #include "kernels/stack_pack.cuh"
 #include "launch/cuda_guard.h"
+#include "launch/stack_kernels.h"
 #include "launch/tensor_map.h"
 
 namespace cips {
@@ -50,19 +49,11 @@ void launch_pack(const StackPackParams& params, cudaStream_t stream)
     check_cuda(cudaGetLastError(), "launch of stack_pack_kernel");
 }
 
-using ForwardKernel = void (*)(StackParams, TensorMap);
-
-template <typename T>
-ForwardKernel forward_kernel(bool blends)
-{
-    return blends ? stack_blend_fwd_kernel<T, kMaxBlend> : stack_fwd_kernel<T>;
-}
-
 /// Clusters that fit on a device at once, asked once for each kernel and device.
-int resident_clusters(ForwardKernel kernel, int device)
+int resident_clusters(StackForwardKernel kernel, int device)
 {
     static std::mutex mutex;
-    static std::map<std::pair<ForwardKernel, int>, int> known;
+    static std::map<std::pair<StackForwardKernel, int>, int> known;
     const std::lock_guard<std::mutex> lock(mutex);
     if (const auto found = known.find({kernel, device}); found != known.end()) return found->second;
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kStackSharedBytes),
@@ -85,10 +76,9 @@ int resident_clusters(ForwardKernel kernel, int device)
     return known[{kernel, device}] = clusters;
 }
 
-template <typename T>
-void launch_forward(const StackParams& params, const TensorMap& map, int device, cudaStream_t stream)
+void launch_forward(const StackParams& params, const TensorMap& map, bool bfloat16, int device, cudaStream_t stream)
 {
-    const ForwardKernel kernel = forward_kernel<T>(params.blend != nullptr);
+    const StackForwardKernel kernel = params.blend != nullptr ? stack_blend_kernel(bfloat16) : stack_kernel(bfloat16);
     const int64_t clusters = std::min<int64_t>(resident_clusters(kernel, device), params.units);
     kernel<<<static_cast<unsigned>(clusters * kCluster), kStackThreads, kStackSharedBytes, stream>>>(params, map);
     check_cuda(cudaGetLastError(), "launch of the on-chip stack");
@@ -106,9 +96,7 @@ int64_t stack_kept_bytes(DType dtype, int device)
 {
     require_half(dtype);
     const DeviceGuard guard(device);
-    const ForwardKernel kernel =
-        dtype == DType::kBFloat16 ? forward_kernel<__nv_bfloat16>(false) : forward_kernel<__half>(false);
-    const int clusters = resident_clusters(kernel, device);
+    const int clusters = resident_clusters(stack_kernel(dtype == DType::kBFloat16), device);
     return int64_t{clusters} * kCluster * kConsumers * kKeptBytes;
 }
 
@@ -253,15 +241,9 @@ void stack_forward(const StackPlan& plan, const StackForward& a, Target target)
                               a.streamed_row_stride, kWarpgroupPixels, bfloat16);
     }
     const float slope = a.negative_slope / (1.0f - a.negative_slope);
-    if (bfloat16) {
-        p.slope_pair = pair_of<__nv_bfloat16>(slope);
-        p.half_pair = pair_of<__nv_bfloat16>(kSqrtHalf);
-        launch_forward<__nv_bfloat16>(p, map, target.device, stream);
-    } else {
-        p.slope_pair = pair_of<__half>(slope);
-        p.half_pair = pair_of<__half>(kSqrtHalf);
-        launch_forward<__half>(p, map, target.device, stream);
-    }
+    p.slope_pair = bfloat16 ? pair_of<__nv_bfloat16>(slope) : pair_of<__half>(slope);
+    p.half_pair = bfloat16 ? pair_of<__nv_bfloat16>(kSqrtHalf) : pair_of<__half>(kSqrtHalf);
+    launch_forward(p, map, bfloat16, target.device, stream);
 }
 
 }  // namespace cips
