@@ -7,14 +7,14 @@ of images and their size. Gradients are sums over parts in a fixed order, in flo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from .noise import normal_at, pixel_counters
-from .spec import Needs, StackGrads, StackInputs, StackSpec, accumulation_dtype, empty_like_layout, parts
+from .spec import Needs, StackGrads, StackInputs, StackSpec, accumulation_dtype, empty_like_layout
 
 _ROWS = 1 << 16  # images x pixels of a part: one 256 x 256 image
 
@@ -30,6 +30,20 @@ def noise_values(inputs: StackInputs, spec: StackSpec, first_pixel: int, first_i
     image = torch.arange(first_image, first_image + inputs.batch, device=device)[:, None]
     layers = range(spec.first_layer, spec.first_layer + spec.depth)
     return torch.stack([normal_at(inputs.seed, c0, c1, image, torch.full_like(image, layer)) for layer in layers])
+
+
+def _parts(batch: int, pixels: int) -> Iterator[tuple[int, int, int, int]]:
+    """(first image, images, first pixel, pixels) of each part: whole images as long as one fits."""
+    images = max(1, _ROWS // max(1, pixels))
+    count = pixels if pixels <= _ROWS else _ROWS
+    for image in range(0, batch, images):
+        for pixel in range(0, pixels, count):
+            yield image, min(images, batch - image), pixel, min(count, pixels - pixel)
+
+
+def _cut(t: Tensor | None, dim: int, first: int, count: int, full: int) -> Tensor | None:
+    """Those images of a tensor that has one entry an image in `dim`; as it is where it has one for all."""
+    return t if t is None or full == 1 or t.shape[dim] != full else t.narrow(dim, first, count)
 
 
 def backward(
@@ -61,9 +75,15 @@ def backward(
         if needs.noise and inputs.noise is not None
         else None,
     )
-    for image, images, pixel, count in parts(batch, pixels, _ROWS):
-        # the skip adds to the sum and is not asked for here
-        part = inputs.cut(pixel, count).images(image, images)._replace(skip=None)
+    for image, images, pixel, count in _parts(batch, pixels):
+        part = inputs.cut(pixel, count)
+        part = part._replace(
+            x=_cut(part.x, 0, image, images, x.shape[0]),
+            styles=part.styles.narrow(0, image, images),
+            skip=None,  # adds to the sum and is not asked for here
+            noise=None if part.noise is None else part.noise.narrow(1, image, images),
+            coords=_cut(part.coords, 0, image, images, batch) if part.coords is not None and part.coords.dim() == 3 else part.coords,
+        )
         if part.seed is not None:
             part = part._replace(noise=values(part, spec, pixel, image), seed=None)
         features, _, saved = module.forward(part, spec, False, True)

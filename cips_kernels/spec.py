@@ -7,7 +7,6 @@ layer -1, the input.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -138,23 +137,6 @@ class StackInputs(NamedTuple):
             blend=narrow(self.blend, -2),
         )
 
-    def images(self, first: int, count: int) -> StackInputs:
-        """The call on images `first .. first + count - 1`; counter noise is for the caller to count on."""
-
-        def narrow(t: Tensor | None, dims: int) -> Tensor | None:
-            # what all images share has one entry, or no dimension for them
-            shared = t is None or t.dim() < dims or t.shape[0] == 1
-            return t if shared else t.narrow(0, first, count)
-
-        return self._replace(
-            x=narrow(self.x, 3),
-            styles=self.styles.narrow(0, first, count),
-            skip=narrow(self.skip, 3),
-            noise=None if self.noise is None else self.noise.narrow(1, first, count),
-            coords=narrow(self.coords, 3),
-            blend=narrow(self.blend, 3),
-        )
-
 
 class StackSaved(NamedTuple):
     """What the forward keeps for the backward: last features, earlier layers' outputs, modulated weights."""
@@ -182,16 +164,6 @@ class Needs(NamedTuple):
     weights: bool
     biases: bool
     noise: bool
-
-
-def parts(batch: int, pixels: int, rows: int) -> Iterator[tuple[int, int, int, int]]:
-    """A call cut into parts of at most `rows` images x pixels, as (first image, images, first pixel, pixels) of each: whole
-    images as long as one fits, so that a part reads the weights of few images."""
-    images = max(1, rows // max(1, pixels))
-    count = max(1, min(pixels, rows))
-    for image in range(0, batch, images):
-        for pixel in range(0, pixels, count):
-            yield image, min(images, batch - image), pixel, min(count, pixels - pixel)
 
 
 def is_channel_major(x: Tensor) -> bool:

@@ -30,9 +30,7 @@ MULTIPROCESSORS = {(8, 0): 108, (8, 6): 84, (9, 0): 132, (10, 0): 148}
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
-INSTRUCTIONS = (
-    "mma.sync", "wgmma.mma_async", "tcgen05.mma", "cp.async.bulk.tensor", "griddepcontrol.wait", "griddepcontrol.launch_dependents",
-)  # fmt: skip
+INSTRUCTIONS = ("mma.sync", "wgmma.mma_async", "tcgen05.mma", "cp.async.bulk.tensor")
 
 
 @dataclass
@@ -114,12 +112,15 @@ def recording(capability: tuple[int, int]) -> Iterator[list[Compiled]]:
         JITFunction.run = plain_run
 
 
-def _inputs(spec, batch: int, pixels: int, dtype: torch.dtype):
-    from cips_kernels.spec import StackInputs
+def run_stack(widths: tuple[int, ...], rgb_after: tuple[int, ...], batch: int, pixels: int, dtype: torch.dtype) -> None:
+    """Forward for inference, forward for training and backward of one stack, on tensors whose values nothing reads."""
+    from cips_kernels.spec import Needs, StackInputs, StackSpec
+    from cips_kernels.triton import stack
 
+    spec = StackSpec(widths, rgb_after)
     packing = spec.packing(batch)
-    return StackInputs(
-        torch.zeros(batch, pixels, spec.widths[0], dtype=dtype),
+    inputs = StackInputs(
+        torch.zeros(batch, pixels, widths[0], dtype=dtype),
         torch.zeros(packing.weight_numel),
         torch.zeros(batch, packing.style_width),
         torch.zeros(packing.bias_numel),
@@ -129,38 +130,9 @@ def _inputs(spec, batch: int, pixels: int, dtype: torch.dtype):
         noise=None,
         coords=torch.zeros(pixels, 2),
     )
-
-
-def run_stack(widths: tuple[int, ...], rgb_after: tuple[int, ...], batch: int, pixels: int, dtype: torch.dtype) -> None:
-    """Forward for inference, forward for training and backward of one stack, on tensors whose values nothing reads."""
-    from cips_kernels.spec import Needs, StackSpec
-    from cips_kernels.triton import stack
-
-    spec = StackSpec(widths, rgb_after)
-    inputs = _inputs(spec, batch, pixels, dtype)
     stack.forward(inputs, spec, False, False)
     features, rgb, saved = stack.forward(inputs, spec, True, True)
     stack.backward(features, rgb, inputs, spec, saved, Needs(True, True, True, True))
-
-
-def run_overlapped(dtype: torch.dtype) -> None:
-    """Inference whose launches overlap."""
-    from cips_kernels.spec import StackSpec
-    from cips_kernels.triton import fusion, stack
-
-    spec = StackSpec((512, 512, 512), (1,))
-    with fusion.using(fusion.Fusion(overlap=True)):
-        stack.forward(_inputs(spec, 2, 1024, dtype), spec, False, False)
-
-
-def run_pairs(width: int, dtype: torch.dtype) -> None:
-    """Inference of two pairs of layers, with and without a ToRGB, in one kernel each."""
-    from cips_kernels.spec import StackSpec
-    from cips_kernels.triton import fusion, stack
-
-    spec = StackSpec(5 * (width,), (3,))
-    with fusion.using(fusion.Fusion(pairs=width)):
-        stack.forward(_inputs(spec, 2, 1024, dtype), spec, False, False)
 
 
 def main(capability: tuple[int, int]) -> None:
@@ -173,10 +145,6 @@ def main(capability: tuple[int, int]) -> None:
                     continue  # the same code as bfloat16
                 kernels.clear()
                 run_stack(widths, (-1, 1, len(widths) - 2), 2, 1024, dtype)
-                if large and dtype.itemsize == 2 and capability[0] == 9:
-                    run_overlapped(dtype)
-                    for width in (512, 256, 128, 64):
-                        run_pairs(width, dtype)
                 for kernel in {(k.name, k.ptx): k for k in kernels}.values():
                     found.append(
                         {

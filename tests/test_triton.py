@@ -172,12 +172,12 @@ def test_channel_major_input_is_read_and_answered_in_place() -> None:
 @pytest.mark.parametrize("blocks", [(), ((0, 1),), ((0, 0), (1, 2)), ((1, 3),), ((2, 3),)])
 @pytest.mark.parametrize("wanted", [True, False], ids=["features", "colours"])
 def test_inference_in_chunks_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch, wanted: bool, blocks: tuple) -> None:
-    from cips_kernels.triton import fusion
+    from cips_kernels.triton import stack
 
     options = dict(batch=2, pixels=100, skip=True, blocks=blocks, device=DEVICE)
     case = random_stack((16, 24, 16, 24, 16), (0, 1, 3), noise=11, **options)
     whole = case.call(functional.modfc_stack, backend="triton")
-    monkeypatch.setattr(fusion, "_current", fusion.Fusion(chunks=64))
+    monkeypatch.setattr(stack, "_CHUNK_ROWS", 64)
     for a, b in zip(whole, case.call(functional.modfc_stack, want_features=wanted, backend="triton")):
         if b is not None:
             assert_same_bits(a, b)

@@ -19,18 +19,6 @@ class Tile:
     stages: int
 
 
-@dataclass(frozen=True)
-class PairTile:
-    """The tile of two layers in one kernel: `rows` pixels with all their channels, `middle` of the channels between the two
-    at a time; the result leaves in `parts` slices."""
-
-    rows: int
-    middle: int
-    warps: int
-    stages: int
-    parts: int
-
-
 def next_power_of_2(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
@@ -43,12 +31,6 @@ def device_limits(device: torch.device) -> tuple[int, tuple[int, int], int]:
     properties = torch.cuda.get_device_properties(device)
     shared = getattr(properties, "shared_memory_per_block_optin", 100 * 1024)
     return shared, (properties.major, properties.minor), properties.multi_processor_count
-
-
-@lru_cache(maxsize=64)
-def l2_bytes(device: torch.device) -> int:
-    """Size of a device's L2, 0 where PyTorch does not tell."""
-    return int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)) if device.type == "cuda" else 0
 
 
 def _fit(tile: Tile, rows: int, cols: int, inner: int, itemsize: int, shared: int) -> Tile:
@@ -78,18 +60,6 @@ def product_tile(cols: int, inner: int, dtype: torch.dtype, device: torch.device
     else:
         tile = Tile(128, 128, 32, 8, 3)
     return _fit(tile, tile.rows, cols, inner, dtype.itemsize, shared)
-
-
-def pair_tile(widest: int, device: torch.device) -> PairTile | None:
-    """Tile of a pair of layers no wider than `widest`, None where none keeps to registers.
-
-    Half of the registers hold the result of the second layer. As many more rows as a narrower pair leaves room for share
-    the weights that are read.
-    """
-    _, capability, _ = device_limits(device)
-    if capability[0] != 9 or widest > 512:  # 8.0 spills with every tile, 10.0 a little: see csrc/NOTES.md
-        return None
-    return PairTile(64, 32, 8, 2, 2) if widest > 256 else PairTile(128, 64, 8, 2, 2 if widest > 128 else 1)
 
 
 @lru_cache(maxsize=1024)

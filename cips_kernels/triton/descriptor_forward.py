@@ -7,7 +7,6 @@ memory leaves room for four stages of operands.
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit(do_not_specialize=["x_step"])
@@ -17,13 +16,9 @@ def modfc_fwd_descriptor_kernel(
     rgb_m_ptr, stride_rb, stride_rc, rgb_part_ptr,
     batch, pixels, in_features, out_features, negative_slope, gain, programs,
     NOISE: tl.constexpr, CHANNELS: tl.constexpr, STORE: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, PARTS: tl.constexpr, OVERLAP: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """`x_step` is 0 where all images share one input, 1 otherwise; `CHANNELS` is 0 where no ToRGB reads. Under OVERLAP the
-    launch comes while the kernel before it still runs, and nothing is read before that one is through."""
-    if OVERLAP:
-        gdc_launch_dependents()
-        gdc_wait()
+    """`x_step` is 0 where all images share one input, 1 otherwise; `CHANNELS` is 0 where no ToRGB reads."""
     tiles_o = tl.cdiv(out_features, BLOCK_O)
     tiles_p = tl.cdiv(pixels, BLOCK_P)
     for tile in tl.range(tl.program_id(0), tiles_o * tiles_p * batch, programs, flatten=True):

@@ -9,7 +9,6 @@ import triton
 from torch import Tensor
 
 from ..spec import StackSpec
-from . import fusion
 from .config import Tile, device_limits
 
 _SLICED = 256  # a tile this wide leaves in two slices, so that four stages of operands fit beside its staging
@@ -59,7 +58,6 @@ def forward(
     from .descriptor_forward import modfc_fwd_descriptor_kernel
 
     r = m if rgb_m is None else rgb_m
-    overlap = {"launch_pdl": True} if fusion.current().overlap else {}
     modfc_fwd_descriptor_kernel[(programs,)](
         x_desc, int(x.shape[0] > 1), describe(m, tile.cols, tile.inner),
         x_desc if out is None else describe(out, tile.rows, tile.cols // parts),
@@ -67,9 +65,9 @@ def forward(
         r, r.stride(0), r.stride(1), bias if rgb_part is None else rgb_part,
         batch, pixels, in_features, out_features, spec.negative_slope, spec.gain, programs,
         NOISE=noise is not None, CHANNELS=0 if rgb_m is None else rgb_m.shape[1], STORE=out is not None,
-        BLOCK_P=tile.rows, BLOCK_O=tile.cols, BLOCK_I=tile.inner, PARTS=parts, OVERLAP=bool(overlap),
+        BLOCK_P=tile.rows, BLOCK_O=tile.cols, BLOCK_I=tile.inner, PARTS=parts,
         # with the sums in tensor memory (10.0) their way out takes the room of the fourth stage
-        num_warps=tile.warps, num_stages=4 if device_limits(x.device)[1] < (10, 0) else 3, **overlap,
+        num_warps=tile.warps, num_stages=4 if device_limits(x.device)[1] < (10, 0) else 3,
     )  # fmt: skip
 
 

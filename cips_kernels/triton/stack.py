@@ -9,12 +9,16 @@ import torch
 from torch import Tensor
 
 from ..packing import Skip, activation, empty_activations, summand
-from ..spec import SQRT_HALF, Needs, StackGrads, StackInputs, StackSaved, StackSpec, empty_like_layout, parts
-from . import fusion, layers, modulation, pairs, residual
+from ..spec import SQRT_HALF, Needs, StackGrads, StackInputs, StackSaved, StackSpec, empty_like_layout
+from . import layers, modulation, residual
 from .layers import noise_values
 from .modulation import modulate, modulate_backward
 
 __all__ = ["backward", "forward", "modulate", "modulate_backward", "noise_values"]
+
+# Rows (images x pixels) of one pass of inference: what lies between two layers is then at most 1 GB at width 512 in
+# bfloat16, whatever the image's size.
+_CHUNK_ROWS = 1 << 20
 
 
 def _rgb_matrix(spec: StackSpec, layer: int, mods: list[Tensor]) -> Tensor | None:
@@ -49,21 +53,17 @@ def _run_layers(
     mods: list[Tensor],
     outputs: list[Tensor | None],
     rgb: Tensor,
-    first_pixel: int = 0,
-    first_image: int = 0,
+    first_pixel: int,
     summands: list[Tensor] | None = None,
-    paired: frozenset[int] = frozenset(),
 ) -> None:
-    """Every layer of one part; `outputs[l]` is where layer l goes, None where nothing reads it again. `summands` are kept
-    for the backward; without it a block's output takes the memory of its last layer's. A layer in `paired` is one kernel
-    with the next."""
+    """Every layer of one chunk of pixels; `outputs[l]` is where layer l goes, None where nothing reads it again.
+    `summands` are kept for the backward; without it a block's output takes the memory of its last layer's."""
     packing, batch, pixels = spec.packing(inputs.batch), inputs.batch, inputs.pixels
-    noise = layers.noise_values(inputs, spec, first_pixel, first_image)
+    noise = layers.noise_values(inputs, spec, first_pixel)
     readers = sorted(set(spec.rgb_after))
     ends = {last: block for block, (_, last) in enumerate(spec.blocks)}
     at_end = replace(spec, gain=spec.gain * SQRT_HALF) if ends else spec
-    # a kernel of its own and that of a pair hold all channels of a pixel
-    counts = [1 if layer in ends or layer - 1 in paired else layers.shares(spec, layer, inputs.x) for layer in readers]
+    counts = [1 if layer in ends else layers.shares(spec, layer, inputs.x) for layer in readers]
     shape = (sum(counts), batch, pixels, spec.rgb_channels)
     every = torch.empty(shape, dtype=torch.float32, device=rgb.device)
     shares = dict(zip(readers, every.split(counts)))
@@ -71,24 +71,7 @@ def _run_layers(
     if -1 in shares:
         layers.rgb_forward(x, _rgb_matrix(spec, -1, mods), shares[-1][0])
     for layer, out in enumerate(outputs):
-        if layer in paired:
-            continue
         block = ends.get(layer)
-        if layer - 1 in paired:
-            two = (layer - 1, layer)
-            pairs.pair_forward(
-                x,
-                (mods[layer - 1], mods[layer]),
-                tuple(packing.bias(inputs.biases, packing.layers[each]) for each in two),
-                (inputs.noise_strengths[layer - 1], inputs.noise_strengths[layer]),
-                None if noise is None else (noise[layer - 1], noise[layer]),
-                out,
-                _rgb_matrix(spec, layer, mods),
-                shares.get(layer),
-                spec,
-            )
-            x = out
-            continue
         layers.layer_forward(
             x,
             mods[layer],
@@ -128,35 +111,26 @@ def forward(
         activations = empty_activations(x, spec.widths, batch, pixels, spec.blocks)
         outputs = [activation(activations, spec.widths, batch, pixels, i) for i in range(spec.depth - 1)]
         outputs = [*outputs, features] if spec.depth else []
-        _run_layers(inputs, spec, mods, outputs, rgb, summands=_summands(activations, inputs, spec))
+        _run_layers(inputs, spec, mods, outputs, rgb, 0, _summands(activations, inputs, spec))
         return features, rgb, StackSaved(features, activations, flat_mods)
-    needed = _last_needed(spec, keep)
-    paired = pairs.find(spec, x, mods, features if keep else None, needed)
+    count = max(1, _CHUNK_ROWS // batch)
     # the output of a block that ends the stack has to be somewhere, though nothing but a ToRGB reads it
     kept_in_scratch = spec.widths[1:] if spec.block_to(spec.depth - 1) is not None and not keep else spec.widths[1:-1]
-    numbers = pairs.output_buffers(spec, paired)
-    rows = fusion.part_rows(spec, batch, pixels, x.dtype, x.device)
+    numbers = spec.output_buffers()
     scratch = [
-        x.new_empty(min(rows, batch * pixels) * max(kept_in_scratch, default=0))
+        x.new_empty(batch * min(count, pixels) * max(kept_in_scratch, default=0))
         for _ in range(max(numbers, default=0) + 1)
     ]
-    for image, images, first, size in parts(batch, pixels, rows):
+    for first in range(0, pixels, count):
+        size = min(count, pixels - first)
         outputs = [
-            scratch[numbers[i]].narrow(0, 0, images * size * width).view(images, size, width)
+            scratch[numbers[i]].narrow(0, 0, batch * size * width).view(batch, size, width)
             for i, width in enumerate(kept_in_scratch)
         ]
         if spec.depth > len(outputs):
-            outputs.append(features.narrow(0, image, images).narrow(1, first, size) if keep else None)
-        _run_layers(
-            inputs.cut(first, size).images(image, images),
-            spec,
-            [m.narrow(0, image, images) for m in mods],
-            outputs[:needed],
-            rgb.narrow(0, image, images).narrow(1, first, size),
-            first,
-            image,
-            paired=paired,
-        )
+            outputs.append(features.narrow(1, first, size) if keep else None)
+        outputs = outputs[: _last_needed(spec, keep)]
+        _run_layers(inputs.cut(first, size), spec, mods, outputs, rgb.narrow(1, first, size), first)
     return features, rgb, StackSaved(features, x.new_empty(0), x.new_empty(0))
 
 
