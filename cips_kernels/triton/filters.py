@@ -1,0 +1,111 @@
+"""Launches of the filter and of the convolutions' tail, on channels-last tensors (others are served, slowly).
+
+Everything is summed in float32 and rounded once; no atomics, so that two runs have the same bits.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from ..filter_formulas import blurred_size, empty_plane
+from .bias_lrelu import bias_lrelu_kernel
+from .blur import blur_kernel
+from .blur_transposed import blur_transposed_kernel
+from .config import next_power_of_2
+
+_ELEMENTS = 1024  # of a program's row: eight a thread, 16 bytes in half precision
+_ROWS = 8
+_CHANNELS = 128
+
+
+def _tile(width: int, channels: int) -> tuple[int, int]:
+    """Columns and channels of a program."""
+    block_c = min(_CHANNELS, next_power_of_2(channels))
+    return min(next_power_of_2(width), max(1, _ELEMENTS // block_c)), block_c
+
+
+def _launch(
+    x: Tensor, mask: Tensor | None, bias: Tensor | None, out: Tensor, padding: int, stride: int, slope: float,
+    before: str, after: bool,
+) -> Tensor:  # fmt: skip
+    """`blur_kernel` from `x` to `out`."""
+    (batch, channels, height, width), (out_height, out_width) = x.shape, out.shape[2:]
+    block_w, block_c = _tile(out_width, channels)
+    tiles_c, tiles_w = triton.cdiv(channels, block_c), triton.cdiv(out_width, block_w)
+    rows = min(_ROWS, next_power_of_2(out_height))
+    strips = triton.cdiv(out_height, rows)
+    mask = x if mask is None else mask
+    blur_kernel[(tiles_c * tiles_w * strips * batch,)](
+        x, *_strides(x), mask, *_strides(mask), x if bias is None else bias, out, *_strides(out),
+        height, width, out_height, out_width, channels, padding, tiles_c, tiles_w, strips,
+        STRIDE=stride, BEFORE=before, AFTER=after, BIAS=bias is not None, SLOPE=slope,
+        ROWS=rows, BLOCK_W=block_w, BLOCK_C=block_c, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+def _strides(x: Tensor) -> tuple[int, int, int, int]:
+    b, c, h, w = x.stride()
+    return b, h, w, c
+
+
+def blur(
+    x: Tensor, mask: Tensor | None, bias: Tensor | None, padding: int, stride: int, slope: float, activate: bool
+) -> Tensor:
+    """See `cips_kernels::blur`."""
+    out = empty_plane(x, blurred_size(x.shape[2], padding, stride), blurred_size(x.shape[3], padding, stride))
+    before = "lrelu" if activate else "none" if mask is None else "slope"
+    return _launch(x, mask, bias, out, padding, stride, slope, before, False)
+
+
+def blur_transposed(
+    grad: Tensor, mask: Tensor | None, bias: Tensor | None, height: int, width: int, padding: int, stride: int, slope: float
+) -> Tensor:
+    """See `cips_kernels::blur_transposed`."""
+    out = empty_plane(grad, height, width)
+    if stride == 1:
+        # the filter is symmetric: its transpose is the filter, padded by what is missing to a full overlap
+        return _launch(grad, mask, bias, out, 3 - padding, 1, slope, "none", mask is not None)
+    batch, channels = grad.shape[:2]
+    block_w, block_c = _tile(width, channels)
+    tiles_c, tiles_w = triton.cdiv(channels, block_c), triton.cdiv(width, block_w)
+    pairs = (height - 1 + padding) // 2 - padding // 2 + 1
+    rows = min(_ROWS // 2, next_power_of_2(pairs))
+    strips = triton.cdiv(pairs, rows)
+    at = grad if mask is None else mask
+    blur_transposed_kernel[(tiles_c * tiles_w * strips * batch,)](
+        grad, *_strides(grad), at, *_strides(at), grad if bias is None else bias, out, *_strides(out),
+        height, width, *grad.shape[2:], channels, padding, tiles_c, tiles_w, strips,
+        AFTER=mask is not None, BIAS=bias is not None, SLOPE=slope, ROWS=rows, BLOCK_W=block_w, BLOCK_C=block_c, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+def _pointwise(
+    x: Tensor, at: Tensor, bias: Tensor | None, residual: Tensor | None, slope: float, backward: bool
+) -> Tensor:
+    form = torch.channels_last
+    x, at = x.contiguous(memory_format=form), at.contiguous(memory_format=form)
+    residual = None if residual is None else residual.contiguous(memory_format=form)
+    out = torch.empty_like(x, memory_format=form)
+    channels = x.shape[1]
+    rows = x.numel() // channels
+    block_c = min(_CHANNELS, next_power_of_2(channels))
+    block_p = 2 * _ELEMENTS // block_c
+    bias_lrelu_kernel[(triton.cdiv(rows, block_p) * triton.cdiv(channels, block_c),)](
+        x, at, x if bias is None else bias, x if residual is None else residual, out, rows, channels,
+        BACKWARD=backward, BIAS=bias is not None, RESIDUAL=residual is not None, SLOPE=slope, BLOCK_P=block_p, BLOCK_C=block_c, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+def bias_lrelu(x: Tensor, bias: Tensor, residual: Tensor | None, slope: float) -> Tensor:
+    """See `cips_kernels::bias_lrelu`; the result is channels-last."""
+    return _pointwise(x, x, bias, residual, slope, False)
+
+
+def bias_lrelu_backward(grad: Tensor, mask: Tensor, bias: Tensor | None, slope: float) -> Tensor:
+    """See `cips_kernels::bias_lrelu_backward`; the result is channels-last."""
+    return _pointwise(grad, mask, bias, None, slope, True)
