@@ -16,14 +16,15 @@ from .blur_transposed import blur_transposed_kernel
 from .config import next_power_of_2
 
 _ELEMENTS = 1024  # of a program's row: eight a thread, 16 bytes in half precision
+_PAIRS = 512  # of the filter's row: four a thread and neighbour, since more would cost registers and with them threads
 _ROWS = 8
-_CHANNELS = 128
+_CHANNELS = 64  # 128 bytes in half precision: a whole line, and the more columns beside each other
 
 
-def _tile(width: int, channels: int) -> tuple[int, int]:
+def _tile(width: int, channels: int, elements: int) -> tuple[int, int]:
     """Columns and channels of a program."""
     block_c = min(_CHANNELS, next_power_of_2(channels))
-    return min(next_power_of_2(width), max(1, _ELEMENTS // block_c)), block_c
+    return min(next_power_of_2(width), max(1, elements // block_c)), block_c
 
 
 def _launch(
@@ -32,8 +33,9 @@ def _launch(
 ) -> Tensor:  # fmt: skip
     """`blur_kernel` from `x` to `out`."""
     (batch, channels, height, width), (out_height, out_width) = x.shape, out.shape[2:]
-    block_w, block_c = _tile(out_width, channels)
-    tiles_c, tiles_w = triton.cdiv(channels, block_c), triton.cdiv(out_width, block_w)
+    pairs = triton.cdiv(out_width, 2)
+    block_w, block_c = _tile(pairs, channels, _PAIRS)
+    tiles_c, tiles_w = triton.cdiv(channels, block_c), triton.cdiv(pairs, block_w)
     rows = min(_ROWS, next_power_of_2(out_height))
     strips = triton.cdiv(out_height, rows)
     mask = x if mask is None else mask
@@ -69,7 +71,7 @@ def blur_transposed(
         # the filter is symmetric: its transpose is the filter, padded by what is missing to a full overlap
         return _launch(grad, mask, bias, out, 3 - padding, 1, slope, "none", mask is not None)
     batch, channels = grad.shape[:2]
-    block_w, block_c = _tile(width, channels)
+    block_w, block_c = _tile(width, channels, _ELEMENTS)
     tiles_c, tiles_w = triton.cdiv(channels, block_c), triton.cdiv(width, block_w)
     pairs = (height - 1 + padding) // 2 - padding // 2 + 1
     rows = min(_ROWS // 2, next_power_of_2(pairs))
