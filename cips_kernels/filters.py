@@ -29,9 +29,10 @@ _TAGS = (torch.Tag.pt2_compliant_tag, getattr(torch.Tag, "needs_exact_strides", 
 for _schema in (
     "blur(Tensor x, Tensor? mask, Tensor? bias, int padding, int stride, float slope, bool activate, str backend) -> Tensor",
     "blur_transposed(Tensor grad, Tensor? mask, Tensor? bias, int height, int width, int padding, int stride, float slope,"
-    " str backend) -> Tensor",
+    " bool sums, str backend) -> (Tensor grad, Tensor sums)",
     "bias_lrelu(Tensor x, Tensor bias, Tensor? residual, float slope, str backend) -> Tensor",
-    "bias_lrelu_backward(Tensor grad, Tensor mask, Tensor? bias, float slope, str backend) -> Tensor",
+    "bias_lrelu_backward(Tensor grad, Tensor mask, Tensor? bias, float slope, bool sums, str backend)"
+    " -> (Tensor grad, Tensor sums)",
 ):
     _library.define(_schema, tags=_TAGS)
 
@@ -188,39 +189,62 @@ def _blur_fake(x, mask, bias, padding, stride, slope, activate, backend) -> Tens
 def _blur_setup(ctx, inputs, output) -> None:
     x, mask, bias, padding, stride, slope, activate, backend = inputs
     ctx.save_for_backward(x if activate else mask, bias)
-    ctx.activate = activate
-    ctx.options = (*x.shape[2:], padding, stride, slope, backend)
+    ctx.activate, ctx.backend = activate and bias is not None, backend
+    ctx.options = (*x.shape[2:], padding, stride, slope)
 
 
 def _blur_autograd(ctx, grad):
     mask, bias = ctx.saved_tensors
-    dx = torch.ops.cips_kernels.blur_transposed(grad, mask, bias, *ctx.options)
-    db = _bias_gradient(dx, bias) if ctx.activate and bias is not None and ctx.needs_input_grad[2] else None
-    return dx, None, db, None, None, None, None, None
+    sums = ctx.activate and ctx.needs_input_grad[2]
+    dx, db = torch.ops.cips_kernels.blur_transposed(grad, mask, bias, *ctx.options, sums, ctx.backend)
+    return dx, None, db.to(bias.dtype) if sums else None, None, None, None, None, None
 
 
-def _blur_transposed(grad, mask, bias, height, width, padding, stride, slope, backend) -> Tensor:
+def _blur_transposed(grad, mask, bias, height, width, padding, stride, slope, sums, backend) -> tuple[Tensor, Tensor]:
     with operator_context(grad.device):
         if backend == "triton":
-            return _kernels().blur_transposed(grad, mask, bias, height, width, padding, stride, slope)
+            return _kernels().blur_transposed(grad, mask, bias, height, width, padding, stride, slope, sums)
         wide = grad.to(accumulation_dtype(grad.dtype))
         dx = formulas.blur_transposed(wide, height, width, padding, stride)
-        return _in_form_of(grad, dx if mask is None else dx * formulas.lrelu_slope(mask, bias, slope))
+        if mask is not None:
+            dx = dx * formulas.lrelu_slope(mask, bias, slope)
+        return _in_form_of(grad, dx), _sums(dx, sums)
 
 
-def _blur_transposed_fake(grad, mask, bias, height, width, padding, stride, slope, backend) -> Tensor:
-    return empty_plane(grad, height, width)
+def _sums(dx: Tensor, wanted: bool) -> Tensor:
+    """A bias's gradient, in the accumulation dtype, or nothing."""
+    return dx.sum((0, 2, 3)) if wanted else dx.new_empty(0)
+
+
+def _sums_fake(grad: Tensor, wanted: bool) -> Tensor:
+    return grad.new_empty(grad.shape[1] if wanted else 0, dtype=accumulation_dtype(grad.dtype))
+
+
+def _with_sums(grad: Tensor | None, grad_sums: Tensor | None, like: Tensor) -> Tensor:
+    """What a backward that returns a tensor and its sums hands back to that tensor."""
+    if grad is None:
+        grad = like.new_zeros(()).expand(like.shape)
+    if grad_sums is None or not grad_sums.numel():
+        return grad
+    return (grad + grad_sums[:, None, None]).to(grad.dtype)
+
+
+def _blur_transposed_fake(grad, mask, bias, height, width, padding, stride, slope, sums, backend):
+    return empty_plane(grad, height, width), _sums_fake(grad, sums)
 
 
 def _blur_transposed_setup(ctx, inputs, output) -> None:
-    _, mask, bias, _, _, padding, stride, slope, backend = inputs
+    grad, mask, bias, height, width, padding, stride, slope, _, backend = inputs
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(mask, bias)
+    ctx.like = grad.new_empty(()).expand(*grad.shape[:2], height, width)
     ctx.options = (padding, stride, slope, False, backend)
 
 
-def _blur_transposed_autograd(ctx, grad):
+def _blur_transposed_autograd(ctx, grad, grad_sums):
     # the slope is constant wherever it has a derivative
-    return (torch.ops.cips_kernels.blur(grad, *ctx.saved_tensors, *ctx.options), *(None,) * 8)
+    grad = _with_sums(grad, grad_sums, ctx.like)
+    return (torch.ops.cips_kernels.blur(grad, *ctx.saved_tensors, *ctx.options), *(None,) * 9)
 
 
 def _bias_lrelu(x, bias, residual, slope, backend) -> Tensor:
@@ -243,29 +267,31 @@ def _bias_lrelu_setup(ctx, inputs, output) -> None:
 
 
 def _bias_lrelu_autograd(ctx, grad):
-    dx = torch.ops.cips_kernels.bias_lrelu_backward(grad, *ctx.saved_tensors, *ctx.options)
-    db = dx.sum((0, 2, 3), dtype=accumulation_dtype(dx.dtype)).to(ctx.bias_dtype) if ctx.needs_input_grad[1] else None
-    return dx, db, grad if ctx.residual else None, None, None
+    sums = ctx.needs_input_grad[1]
+    slope, backend = ctx.options
+    dx, db = torch.ops.cips_kernels.bias_lrelu_backward(grad, *ctx.saved_tensors, slope, sums, backend)
+    return dx, db.to(ctx.bias_dtype) if sums else None, grad if ctx.residual else None, None, None
 
 
-def _bias_lrelu_backward(grad, mask, bias, slope, backend) -> Tensor:
+def _bias_lrelu_backward(grad, mask, bias, slope, sums, backend) -> tuple[Tensor, Tensor]:
     with operator_context(grad.device):
         if backend == "triton":
-            return _kernels().bias_lrelu_backward(grad, mask, bias, slope)
-        return _channels_last(grad).copy_(grad * formulas.lrelu_slope(mask, bias, slope))
+            return _kernels().bias_lrelu_backward(grad, mask, bias, slope, sums)
+        dx = grad.to(accumulation_dtype(grad.dtype)) * formulas.lrelu_slope(mask, bias, slope)
+        return _channels_last(grad).copy_(dx), _sums(dx, sums)
 
 
 def _bias_lrelu_backward_setup(ctx, inputs, output) -> None:
-    ctx.save_for_backward(inputs[1], inputs[2])
-    ctx.options = inputs[3:]
+    grad, mask, bias, slope, _, backend = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(mask, bias)
+    ctx.like = grad.new_empty(()).expand(grad.shape)
+    ctx.options = (slope, False, backend)
 
 
-def _bias_lrelu_backward_autograd(ctx, grad):
-    return (torch.ops.cips_kernels.bias_lrelu_backward(grad, *ctx.saved_tensors, *ctx.options), *(None,) * 4)
-
-
-def _bias_gradient(dx: Tensor, bias: Tensor) -> Tensor:
-    return dx.sum((0, 2, 3), dtype=accumulation_dtype(dx.dtype)).to(bias.dtype)
+def _bias_lrelu_backward_autograd(ctx, grad, grad_sums):
+    grad = _with_sums(grad, grad_sums, ctx.like)
+    return (torch.ops.cips_kernels.bias_lrelu_backward(grad, *ctx.saved_tensors, *ctx.options)[0], *(None,) * 5)
 
 
 for _name, _impl, _fake, _setup, _backward in (
@@ -273,7 +299,8 @@ for _name, _impl, _fake, _setup, _backward in (
     ("blur_transposed", _blur_transposed, _blur_transposed_fake, _blur_transposed_setup, _blur_transposed_autograd),
     ("bias_lrelu", _bias_lrelu, lambda x, *_: _channels_last(x), _bias_lrelu_setup, _bias_lrelu_autograd),
     (
-        "bias_lrelu_backward", _bias_lrelu_backward, lambda grad, *_: _channels_last(grad),
+        "bias_lrelu_backward", _bias_lrelu_backward,
+        lambda grad, mask, bias, slope, sums, backend: (_channels_last(grad), _sums_fake(grad, sums)),
         _bias_lrelu_backward_setup, _bias_lrelu_backward_autograd,
     ),
 ):  # fmt: skip

@@ -99,7 +99,8 @@ def test_the_transpose_is_the_transpose(shape, activate):
     masks = (mask, bias) if activate else (None, None)
     blurred = OPS.blur(u, *masks, padding, stride, SLOPE, False, "reference")
     v = draw(*blurred.shape, seed=3)
-    back = OPS.blur_transposed(v, *masks, *size[2:], padding, stride, SLOPE, "reference")
+    back, sums = OPS.blur_transposed(v, *masks, *size[2:], padding, stride, SLOPE, True, "reference")
+    torch.testing.assert_close(sums, back.sum((0, 2, 3)))
     assert back.shape == u.shape
     torch.testing.assert_close((blurred * v).sum(), (u * back).sum())
     assert (blurred * v).sum().abs() > 1e-6
@@ -223,10 +224,11 @@ def test_opcheck(backend, stride):
     opcheck(OPS.blur.default, (x, None, bias, 1, stride, SLOPE, True, backend))
     opcheck(OPS.blur.default, (x, mask, bias.detach(), 1, stride, SLOPE, False, backend))
     y = OPS.blur(x, None, None, 1, stride, 1.0, False, backend).detach().requires_grad_(True)
-    opcheck(OPS.blur_transposed.default, (y, mask, bias.detach(), 2, 4, 1, stride, SLOPE, backend))
+    for sums in (False, True):
+        opcheck(OPS.blur_transposed.default, (y, mask, bias.detach(), 2, 4, 1, stride, SLOPE, sums, backend))
+        opcheck(OPS.bias_lrelu_backward.default, (x, mask, bias.detach(), SLOPE, sums, backend))
     opcheck(OPS.bias_lrelu.default, (x, bias, None, SLOPE, backend))
     opcheck(OPS.bias_lrelu.default, (x, bias, mask, SLOPE, backend))
-    opcheck(OPS.bias_lrelu_backward.default, (x, mask, bias.detach(), SLOPE, backend))
 
 
 def test_what_serves():
@@ -274,10 +276,12 @@ def test_offsets_beyond_int32():
     x = torch.zeros(35, 256, 512, 512, device="cuda", dtype=torch.bfloat16, memory_format=torch.channels_last)
     x[-1].normal_()
     y = filters.blur(x, padding=1, stride=2, backend="triton")
-    torch.testing.assert_close(y[-1:], filters.blur(x[-1:].contiguous(memory_format=torch.channels_last), padding=1, stride=2, backend="triton"), rtol=0, atol=0)
-    back = OPS.blur_transposed(y, None, None, 512, 512, 1, 2, 1.0, "triton")
+    last = x[-1:].contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y[-1:], filters.blur(last, padding=1, stride=2, backend="triton"), rtol=0, atol=0)
+    back = OPS.blur_transposed(y, None, None, 512, 512, 1, 2, 1.0, False, "triton")[0]
     alone = y[-1:].contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(back[-1:], OPS.blur_transposed(alone, None, None, 512, 512, 1, 2, 1.0, "triton"), rtol=0, atol=0)
+    back_alone = OPS.blur_transposed(alone, None, None, 512, 512, 1, 2, 1.0, False, "triton")[0]
+    torch.testing.assert_close(back[-1:], back_alone, rtol=0, atol=0)
 
 
 @pytest.mark.gpu

@@ -59,20 +59,22 @@ def _emit(
     a, b, c, d, out_ptr, stride_ow, stride_oc, mask_ptr, stride_mw, stride_mc, bias, offs_w, offs_c, inside,
     AFTER: tl.constexpr, SLOPE: tl.constexpr,
 ):  # fmt: skip
-    """Four rows filtered across become pixels of the result."""
+    """Four rows filtered across become pixels of the result, which are returned, too, zero outside."""
     y = ((a + d) + 3.0 * (b + c)) * 0.015625
     if AFTER:
         y *= slope_at(mask_ptr, stride_mw, stride_mc, bias, offs_w, offs_c, inside, SLOPE)
     at = out_ptr + offs_w.to(tl.int64)[:, None] * stride_ow + offs_c.to(tl.int64)[None, :] * stride_oc
     tl.store(at, y, mask=inside)
+    return tl.where(inside, y, 0.0)
 
 
 @triton.jit
 def blur_kernel(
     x_ptr, stride_xb, stride_xh, stride_xw, stride_xc, mask_ptr, stride_mb, stride_mh, stride_mw, stride_mc, bias_ptr,
     out_ptr, stride_ob, stride_oh, stride_ow, stride_oc, height, width, out_height, out_width, channels, padding,
-    tiles_c, tiles_w, strips,
-    STRIDE: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, BIAS: tl.constexpr, SLOPE: tl.constexpr,
+    tiles_c, tiles_w, strips, sums_ptr,
+    STRIDE: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, BIAS: tl.constexpr, SUMS: tl.constexpr,
+    SLOPE: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Program (image, strip of ROWS rows of the result, BLOCK_W pairs of columns, BLOCK_C channels).
@@ -82,7 +84,7 @@ def blur_kernel(
     what they both read: with one alone the activation, done four times an element, took longer than the memory.
 
     BEFORE: "none", "lrelu" (of x + bias) or "slope" (times its derivative at mask + bias); AFTER: whether the result is
-    multiplied by the derivative at mask + bias.
+    multiplied by the derivative at mask + bias. SUMS: each program writes its result's sum a channel, `[programs, C]`.
     """
     pid = tl.program_id(0)
     tile_c, rest = pid % tiles_c, pid // tiles_c
@@ -104,8 +106,9 @@ def blur_kernel(
     a = tl.zeros((BLOCK_W, BLOCK_C), dtype=tl.float32)
     b, c, d = a, a, a
     e, f, g, h = a, a, a, a
-    for r in tl.static_range(STRIDE * (ROWS - 1) + 4):
-        row = first_row * STRIDE - padding + r
+    sums = a
+    row = first_row * STRIDE - padding
+    for _ in tl.static_range(4 - STRIDE):
         left, right = _row(
             x_ptr + row.to(tl.int64) * stride_xh, stride_xw, stride_xc,
             mask_ptr + row.to(tl.int64) * stride_mh, stride_mw, stride_mc,
@@ -113,16 +116,30 @@ def blur_kernel(
         )  # fmt: skip
         a, b, c, d = b, c, d, left
         e, f, g, h = f, g, h, right
-        if r >= 3 and (r - 3) % STRIDE == 0:
-            out_row = first_row + (r - 3) // STRIDE
-            to = out_ptr + out_row.to(tl.int64) * stride_oh
-            mask_row = mask_ptr + out_row.to(tl.int64) * stride_mh
-            below = out_row < out_height
-            _emit(
-                a, b, c, d, to, stride_ow, stride_oc, mask_row, stride_mw, stride_mc, bias, left_w, offs_c,
-                inside_left & below, AFTER, SLOPE,
+        row += 1
+    # not unrolled: it would be ten times the code, and stores keep the loads of later rows from moving up anyway
+    for r in range(ROWS):
+        for _ in tl.static_range(STRIDE):
+            left, right = _row(
+                x_ptr + row.to(tl.int64) * stride_xh, stride_xw, stride_xc,
+                mask_ptr + row.to(tl.int64) * stride_mh, stride_mw, stride_mc,
+                bias, first_w, offs_c, (row >= 0) & (row < height), inside_c, width, STRIDE, BEFORE, SLOPE,
             )  # fmt: skip
-            _emit(
-                e, f, g, h, to, stride_ow, stride_oc, mask_row, stride_mw, stride_mc, bias, right_w, offs_c,
-                inside_right & below, AFTER, SLOPE,
-            )  # fmt: skip
+            a, b, c, d = b, c, d, left
+            e, f, g, h = f, g, h, right
+            row += 1
+        out_row = first_row + r
+        to = out_ptr + out_row.to(tl.int64) * stride_oh
+        mask_row = mask_ptr + out_row.to(tl.int64) * stride_mh
+        below = out_row < out_height
+        sums += _emit(
+            a, b, c, d, to, stride_ow, stride_oc, mask_row, stride_mw, stride_mc, bias, left_w, offs_c,
+            inside_left & below, AFTER, SLOPE,
+        )  # fmt: skip
+        sums += _emit(
+            e, f, g, h, to, stride_ow, stride_oc, mask_row, stride_mw, stride_mc, bias, right_w, offs_c,
+            inside_right & below, AFTER, SLOPE,
+        )  # fmt: skip
+    if SUMS:
+        part = sums_ptr + (pid // tiles_c).to(tl.int64) * channels + offs_c
+        tl.store(part, tl.sum(sums, axis=0), mask=inside_c)
