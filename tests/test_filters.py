@@ -26,7 +26,11 @@ SMALL = [
     (2, 5, 9, 7, 2, 1),
     (1, 3, 8, 8, 1, 2),
     (2, 6, 11, 4, 2, 2),
-    (1, 130, 4, 11, 1, 1),
+    # several tiles of channels, columns and rows
+    (1, 70, 4, 21, 1, 1),
+    (1, 70, 4, 36, 1, 2),
+    (1, 2, 37, 4, 2, 1),
+    (1, 2, 40, 5, 1, 2),
     (1, 8, 12, 19, 3, 2),
     (1, 1, 5, 4, 0, 2),
     (2, 4, 4, 6, 0, 1),
@@ -61,11 +65,14 @@ def plain(x, bias, padding, stride, slope):
     return F.conv2d(x, kernel, padding=padding, stride=stride, groups=x.shape[1])
 
 
-def check(name, value, eager, exact, dtype):
-    """Twice the error of eager PyTorch, at least two roundings to `dtype`: a sum of few rounded gradients is luck."""
+def check(name, value, eager, exact, dtype, cancelled=1.0):
+    """Twice the error of eager PyTorch, at least two roundings to `dtype`: a sum of few rounded gradients is luck.
+
+    `cancelled`: size of a sum's terms in multiples of the sum.
+    """
     assert value.dtype == eager.dtype, name
     error = relative_error(value, exact)
-    allowed = 2 * max(relative_error(eager, exact), torch.finfo(dtype).eps)
+    allowed = 2 * max(relative_error(eager, exact), torch.finfo(dtype).eps * cancelled)
     assert error <= allowed, f"{name}: error {error:.3e}, allowed {allowed:.3e}"
 
 
@@ -168,7 +175,8 @@ def test_blur_kernels(shape, dtype, slope):
         assert torch.equal(a, b), f"{name}: two runs differ"
         if a.dim() == 4:
             assert a.is_contiguous(memory_format=torch.channels_last), name
-        check(name, a, e, r, dtype)
+        terms = exact[1].abs().sum((0, 2, 3)).norm() / r.norm() if name == "db" else torch.ones(())
+        check(name, a, e, r, dtype, float(terms.detach()))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -191,7 +199,8 @@ def test_tail_kernel(size, residual, dtype):
     eager = first_and_second(theirs, tensors)
     for k, (a, b, e, r) in enumerate(zip(first, again, eager, exact, strict=True)):
         assert torch.equal(a, b), f"{k}: two runs differ"
-        check(str(k), a, e, r, dtype)
+        terms = exact[1].abs().sum((0, 2, 3)).norm() / r.norm() if k == 2 else torch.ones(())  # the bias's gradient
+        check(str(k), a, e, r, dtype, float(terms.detach()))
 
 
 @pytest.mark.parametrize("stride", [1, 2])
