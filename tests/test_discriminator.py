@@ -188,7 +188,7 @@ def test_bfloat16_is_close_and_ends_in_float32(how):
 def test_fused_tails_and_filters_change_nothing(dtype):
     """Logits, gradients of the parameters and of R1, with the kernels (interpreted without a GPU) and in float64."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    d = make(8, 1 / 128)
+    d = make(8, 1 / 128, seed=2)  # images that differ: the deviation of near equal ones has no derivative to speak of
     images = torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
 
     def everything(d, images):
