@@ -13,6 +13,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+ITERATION = "-iteration"  # ends the name of what iteration_bench.py measured, which has rows of another kind
 _SOURCES = {".py", ".cu", ".cuh", ".h", ".hpp", ".cpp", ".txt"}
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}
 
@@ -60,6 +61,11 @@ def replace(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
+
+
+def stack_results(folder: Path = RESULTS) -> list[Path]:
+    """The results files of modfc_bench.py in a folder."""
+    return sorted(path for path in folder.glob("*.json") if not path.stem.endswith(ITERATION))
 
 
 def cache_bytes(device: torch.device) -> int:

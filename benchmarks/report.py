@@ -16,7 +16,7 @@ from pathlib import Path
 import generator_report
 import plot
 from cases import BASELINE, DEPTH, MODES
-from machine import RESULTS, ROOT, source_digest
+from machine import RESULTS, ROOT, source_digest, stack_results
 from tables import TITLES, baselines, group_key, heading
 from tables import milliseconds as _time
 from tables import number as _format
@@ -28,7 +28,7 @@ README = ROOT / "README.md"
 
 def load(folder: Path = RESULTS) -> list[dict]:
     """Every results file of a folder, GPUs first, each with its file name under `file`."""
-    found = [json.loads(path.read_text()) | {"file": path.name} for path in sorted(folder.glob("*.json"))]
+    found = [json.loads(path.read_text()) | {"file": path.name} for path in stack_results(folder)]
     return sorted(found, key=lambda r: (r["cuda"] is None, r["device"]))
 
 

@@ -135,6 +135,21 @@ def run_stack(widths: tuple[int, ...], rgb_after: tuple[int, ...], batch: int, p
     stack.backward(features, rgb, inputs, spec, saved, Needs(True, True, True, True))
 
 
+def run_filters(channels: int, size: int, dtype: torch.dtype) -> None:
+    """The discriminator's filter and tails: what a step with R1 launches, the size odd where there are few channels."""
+    from cips_kernels.triton import filters
+
+    x = torch.zeros(2, channels, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    bias = torch.zeros(channels)
+    y = filters.blur(x, None, bias, 2, 1, 0.2, True)
+    filters.blur(x, x, bias, 2, 1, 0.2, False)
+    filters.blur_transposed(y, x, bias, size, size, 2, 1, 0.2, True)
+    y = filters.blur(x, None, None, 1, 2, 1.0, False)
+    filters.blur_transposed(y, None, None, size, size, 1, 2, 1.0, False)
+    filters.bias_lrelu(x, bias, x, 0.2)
+    filters.bias_lrelu_backward(x, x, None, 0.2, True)
+
+
 def main(capability: tuple[int, int]) -> None:
     """Compile stacks with aligned and with odd widths in every dtype; print one JSON list."""
     found = []
@@ -145,6 +160,7 @@ def main(capability: tuple[int, int]) -> None:
                     continue  # the same code as bfloat16
                 kernels.clear()
                 run_stack(widths, (-1, 1, len(widths) - 2), 2, 1024, dtype)
+                run_filters(*((128, 64) if large else (33, 17)), dtype)
                 for kernel in {(k.name, k.ptx): k for k in kernels}.values():
                     found.append(
                         {

@@ -348,7 +348,7 @@ def test_ratio_and_failures_in_the_table(written) -> None:
     assert "cuda: FAILED, not timed. check failed" in report.terminal(rows)
 
 
-@pytest.mark.parametrize("path", sorted(machine.RESULTS.glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", machine.stack_results(), ids=lambda path: path.stem)
 def test_committed_results_keep_the_schema(path: Path) -> None:
     results = json.loads(path.read_text())
     assert set(HEAD) <= set(results)

@@ -113,7 +113,7 @@ def test_cases_and_modes_have_groups_of_their_own() -> None:
     assert legend <= set(texts) and "PyTorch, torch.compile" not in texts, "only what is there"
 
 
-@pytest.mark.parametrize("path", sorted(machine.RESULTS.glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", machine.stack_results(), ids=lambda path: path.stem)
 def test_committed_pictures_are_those_of_their_results(path: Path) -> None:
     picture = path.with_suffix(".svg")
     assert picture.read_text(encoding="utf-8") == plot.svg(json.loads(path.read_text())), (
@@ -123,7 +123,7 @@ def test_committed_pictures_are_those_of_their_results(path: Path) -> None:
 
 def test_nothing_lies_outside_the_picture() -> None:
     """Bars, and texts by a generous guess of their widths."""
-    for path in machine.RESULTS.glob("*.json"):
+    for path in machine.stack_results():
         root = ElementTree.fromstring(plot.svg(json.loads(path.read_text())))
         width, height = float(root.get("width")), float(root.get("height"))
         background = root.find(f"{SVG}rect")

@@ -3,6 +3,7 @@ differences."""
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -14,6 +15,8 @@ import torch.nn.functional as F
 from cips import Discriminator, DiscriminatorConfig
 from cips.discriminator import Blur, minibatch_stddev
 from cips.training.losses import r1_penalty
+from cips_kernels import use_backend
+from cips_kernels.testing import poisoned_empty, relative_error
 
 
 def make(size: int = 16, width: float = 1 / 512, seed: int = 0, channels: int = 3) -> Discriminator:
@@ -176,6 +179,42 @@ def test_bfloat16_is_close_and_ends_in_float32(how):
     assert narrow.dtype == torch.float32
     error = ((narrow - exact).square().mean() / exact.square().mean()).sqrt().item()
     assert 1e-5 < error < 0.03
+
+
+# Triton's interpreter cuts bfloat16 instead of rounding it
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16 if torch.cuda.is_available() else torch.float16], ids=str
+)
+def test_fused_tails_and_filters_change_nothing(dtype):
+    """Logits, gradients of the parameters and of R1, with the kernels (interpreted without a GPU) and in float64."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    d = make(8, 1 / 128, seed=2)  # images that differ: the deviation of near equal ones has no derivative to speak of
+    images = torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+
+    def everything(d, images):
+        """Logits, gradients of the logistic loss, and of R1: those of every parameter, in one vector each."""
+        images = images.detach().requires_grad_(True)
+        logits = d(images)
+        first = torch.autograd.grad(F.softplus(logits).sum(), list(d.parameters()), retain_graph=True)
+        second = torch.autograd.grad(r1_penalty(logits, images), list(d.parameters()), allow_unused=True)
+        flat = [torch.cat([g.double().flatten() for g in gs if g is not None]) for gs in (first, second)]
+        return [logits.double(), *flat]
+
+    exact = everything(d, images.double())
+    narrow = copy.deepcopy(d).float().to(device, memory_format=torch.channels_last)
+    narrow.dtype = dtype
+    images = images.to(device)
+    with use_backend("reference"):
+        eager = everything(narrow, images)
+    with use_backend("triton"), poisoned_empty():
+        fused, again = everything(narrow, images), everything(narrow, images)
+    for name, value, same, theirs, truth in zip(("logits", "first", "second"), fused, again, eager, exact):
+        assert torch.equal(value, same), f"{name}: two runs differ"
+        # Two logits are few to take a mean over; and one activation near zero whose sign is another in float32 changes
+        # a derivative by more than all roundings.
+        luck = max(8 * torch.finfo(dtype).eps, 1e-3)
+        error, allowed = relative_error(value, truth), max(2 * relative_error(theirs, truth), luck)
+        assert 0 < error <= allowed, f"{name}: error {error:.2e}, allowed {allowed:.2e}"
 
 
 @pytest.mark.parametrize("size", [0, 4, 48, 100])

@@ -172,18 +172,22 @@ def test_it_learns_from_real_images(tmp_path):
 
 
 @pytest.mark.gpu
-def test_a_step_does_not_make_the_host_wait():
+@pytest.mark.parametrize("graphed", [False, True])
+def test_a_step_does_not_make_the_host_wait(graphed):
+    from cips.training.graphs import GraphedSteps
+
     state = TrainingState(
         TrainConfig(**{**TINY, "size": 16, "width": 16, "device": "cuda", "r1_every": 2}).resolve()
     )
+    step = GraphedSteps(state) if graphed else state.train_step
     real = torch.rand(4, 3, 16, 16, device="cuda") * 2 - 1
-    for _ in range(4):  # libraries choose their algorithms, optimisers make their moments
-        state.train_step(real)
+    for _ in range(8):  # libraries choose their algorithms, optimisers make their moments, graphs are captured
+        step(real)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(4):
-            metrics = state.train_step(real)
+            metrics = step(real)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert all(torch.isfinite(value) for value in metrics.values())

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cips_kernels import filters
+
 NEGATIVE_SLOPE = 0.2
 LRELU_GAIN = math.sqrt(2.0)
 
@@ -101,12 +103,24 @@ class EqualConv2d(nn.Module):
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`x` `[B, in, H, W]` -> `[B, out, H', W']`."""
+    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The convolution by itself, plus `bias` where one is given."""
         weight = (self.weight * self.scale).to(x.dtype)
-        bias = None if self.bias is None else (self.bias * self.gain).to(x.dtype)
-        y = F.conv2d(x, weight, bias, stride=self.stride, padding=self.padding)
-        return F.leaky_relu(y, NEGATIVE_SLOPE) if self.activation == "lrelu" else y
+        return F.conv2d(x, weight, bias, stride=self.stride, padding=self.padding)
+
+    def scaled_bias(self) -> Tensor:
+        """`[out]`: the bias that goes with `product`, in the parameter's dtype."""
+        assert self.bias is not None, "this layer has none"
+        return self.bias * self.gain
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """`x` `[B, in, H, W]` -> `[B, out, H', W']`, with `residual` of that shape added behind the activation."""
+        if self.bias is not None and self.activation == "lrelu" and filters.serves(x):
+            # one pass for what PyTorch does in two or three: bias, activation, sum
+            return filters.bias_lrelu(self.product(x), self.scaled_bias(), residual, negative_slope=NEGATIVE_SLOPE)
+        y = self.product(x, None if self.bias is None else self.scaled_bias().to(x.dtype))
+        y = F.leaky_relu(y, NEGATIVE_SLOPE) if self.activation == "lrelu" else y
+        return y if residual is None else y + residual
 
     def extra_repr(self) -> str:
         out_channels, in_channels, size, _ = self.weight.shape
