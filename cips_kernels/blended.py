@@ -19,8 +19,8 @@ from .spec import StackInputs, StackSaved, StackSpec, accumulation_dtype, empty_
 _CHUNK_ROWS = 1 << 14  # images x pixels: 15 layers of 512 channels of such a chunk are 0.25 GB in bfloat16
 
 
-def _warn(x: Tensor) -> None:
-    if x.device.type == "cuda":
+def _warn(inputs: StackInputs) -> None:
+    if inputs.blend is not None and inputs.x.device.type == "cuda":
         warn_once(
             "cips_kernels serves blended styles with the reference backend, which is slower:"
             " no fused kernel takes them."
@@ -44,7 +44,7 @@ def _chunk(inputs: StackInputs, spec: StackSpec, first: int, count: int) -> Stac
 
 @torch.no_grad()
 def forward(inputs: StackInputs, spec: StackSpec, want_features: bool, save: bool) -> tuple[Tensor, Tensor, StackSaved]:
-    """Serve a forward call with `inputs.blend`, as a backend's `forward`.
+    """Serve a forward call, as a backend's `forward`.
 
     Raises:
         RuntimeError: `save` is asked for. Gradients of blended styles are those of `differentiable`.
@@ -54,15 +54,16 @@ def forward(inputs: StackInputs, spec: StackSpec, want_features: bool, save: boo
             "modfc_stack: with blend it keeps nothing for a backward; call functional.modfc_stack for gradients"
         )
     x, batch, pixels = inputs.x, inputs.batch, inputs.pixels
-    _warn(x)
+    _warn(inputs)
     rgb = empty_like_layout(x, batch, spec.rgb_channels if spec.rgb_after else 0, accumulation_dtype(x.dtype))
     keep = spec.depth > 0 and want_features
     features = empty_like_layout(x, batch, spec.widths[-1], x.dtype) if keep else x.new_empty(0)
+    mods = reference.modulate_all(inputs, spec)  # none where styles are blended
     step = max(1, _CHUNK_ROWS // max(1, batch))
     for first in range(0, pixels, step):
         count = min(step, pixels - first)
         part = _chunk(inputs, spec, first, count)
-        found = reference.stack_layers(part, spec, [])
+        found = reference.stack_layers(part, spec, mods)
         rgb.narrow(1, first, count).copy_(found.rgb)
         if keep:
             features.narrow(1, first, count).copy_(found.outputs[-1])
@@ -73,7 +74,7 @@ def forward(inputs: StackInputs, spec: StackSpec, want_features: bool, save: boo
 def differentiable(inputs: StackInputs, spec: StackSpec) -> tuple[Tensor, Tensor]:
     """Features (empty without layers) and RGB sum of a call with `inputs.blend`, connected to its inputs' graph."""
     x = inputs.x
-    _warn(x)
+    _warn(inputs)
     # x is in its compute dtype already; a compiler can trace this context, not the operators' own
     with torch.autocast(x.device.type, enabled=False) if autocast_on(x.device) else nullcontext():
         found = reference.stack_layers(inputs, spec, [])

@@ -18,7 +18,7 @@ MOST_LINES = 450
 
 # each may import those before it
 ORDER = (
-    "packing", "spec", "noise", "arguments", "encoding", "formulas", "reference", "backends", "blended", "triton",
+    "activations", "packing", "spec", "noise", "arguments", "encoding", "formulas", "reference", "backends", "blended", "sines", "triton",
     "cuda", "cuda_onchip", "cuda_stack", "cpu_plan", "cpu", "recompute", "ops", "segments",
     "functional", "modules", "prepared", "patch", "__init__", "env", "testing",
 )  # fmt: skip
