@@ -27,6 +27,7 @@ def parameters(config: GeneratorConfig) -> int:
         ("ne", 10_246_674),
         ("no-fourier", 43_799_570),
         ("residual", 44_325_906),
+        ("sine", 43_799_570),
     ],
 )
 def test_parameters_of_the_presets(name, count):
@@ -75,9 +76,13 @@ def test_what_the_presets_are_made_of():
         "ne": (512, 0, (14,)),
         "no-fourier": (0, 512, (14,)),
         "official": (512, 512, tuple(range(2, 15, 2))),
+        "sine": (0, 512, (14,)),
     }.items():
         config = presets[name]
         assert (config.fourier_features, config.table_features, config.rgb_layers) == (fourier, table, rgb), name
+    assert {name for name, config in presets.items() if config.activation != "lrelu"} == {"sine"}
+    assert presets["sine"] == dataclasses.replace(presets["no-fourier"], activation="sin")
+    assert official_config(256, activation="sinrelu") == dataclasses.replace(presets["official"], activation="sinrelu")
     assert presets["official"].layer_widths == (512,) * 11 + (256, 256, 128, 128)
     assert official_config(1024).layer_widths[-4:] == (64, 64, 32, 32)
     assert official_config(1024, 2, True).layer_widths[-6:] == (128, 128, 128, 128, 64, 64)
@@ -92,6 +97,7 @@ def test_what_the_presets_are_made_of():
         ((2,), "size: .* got 2"),
         ((256.0,), "size: expected an integer"),
         ((256, 0), "channel_multiplier: expected an integer of at least 1, got 0"),
+        ((256, 2, False, "relu"), "activation: expected lrelu, sin, sinrelu, got 'relu'"),
     ],
 )
 def test_sizes_that_were_never_released(arguments, message):

@@ -81,6 +81,7 @@ class Generator(nn.Module):
             config.style_dim,
             rgb_after=list(config.rgb_layers),
             blocks=config.blocks,
+            activation=config.activation,
             backend=backend,
         )
         self.register_buffer("w_mean", torch.zeros(config.style_dim))
@@ -192,6 +193,7 @@ class Generator(nn.Module):
         which: str | None = None,
         size: int | tuple[int, int] | None = None,
         mapping_lr_mul: float = 0.01,
+        activation: str | None = None,
         dtype: torch.dtype | None = None,
         backend: str = "auto",
     ) -> Generator:
@@ -207,17 +209,18 @@ class Generator(nn.Module):
             size: (height, width) of the image where it is not the table's: 1024 for the released `ffhq1024`, whose
                 table is 256x256.
             mapping_lr_mul: `lr_mlp` of the official class, which no file tells.
+            activation: "sin" or "sinrelu" for a class with a sine: its files tell that it is one, not which.
             dtype, backend: as in `Generator`.
 
         Parameters are float64 for a float64 state dict, otherwise float32.
 
         Raises:
-            UsageError: no such file, a damaged one or one that would run code, another kind of checkpoint, a sine as
-                activation, a key missing, extra or misshapen; naming the file and the key.
+            UsageError: no such file, a damaged one or one that would run code, another kind of checkpoint, a sine and no
+                word which, a key missing, extra or misshapen; naming the file and the key.
             TypeError, ValueError: an argument of another kind, named.
         """
         name, state = official.read_official(state_dict_or_path, which, official.GENERATORS)
-        config = official.official_generator_config(name, state, size, mapping_lr_mul)
+        config = official.official_generator_config(name, state, size, mapping_lr_mul, activation)
         parameters = {entry.parameter: entry.to_parameter(state[entry.key]) for entry in official.entries(config)}
         with torch.device("meta"):  # nothing is drawn that would be overwritten
             generator = cls(config, dtype=dtype, backend=backend)

@@ -26,6 +26,8 @@ def summary(generator: Generator, title: str) -> str:
         f"  layers      {encoding.features} -> " + " -> ".join(str(n) for n in config.layer_widths),
         f"  ToRGB after {', '.join(str(n + 1) for n in config.rgb_layers)}",
     ]
+    if config.activation != "lrelu":
+        lines.append(f"  activation  {config.activation}, by the reference formulation: the fused kernels have leaky ReLU")
     if config.residual:
         lines.append(f"  blocks      {', '.join(f'{first + 1}-{last + 1}' for first, last in config.blocks)}, each with a skip")
     if encoding.table is not None and encoding.table.size != config.size:

@@ -45,7 +45,7 @@ _FULL_SIZE = Defaults(
     checkpoint_every=2000,
 )
 PRESET_DEFAULTS = {
-    **dict.fromkeys(("paper", "official", "base", "ne", "no-fourier", "residual"), _FULL_SIZE),
+    **dict.fromkeys(("paper", "official", "base", "ne", "no-fourier", "residual", "sine"), _FULL_SIZE),
     "small": Defaults(
         batch=16,
         steps=1000,
