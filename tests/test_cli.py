@@ -237,7 +237,7 @@ def test_bad_input_is_one_line_and_status_2(checkpoint, official, tmp_path, caps
         (["sample", checkpoint, "--device=toaster"], "device: 'toaster' cannot be used"),
         (["sample", checkpoint, "--count=1", "--out", f"{checkpoint}/x.png"], "x.png: cannot be written"),
         (["sample", checkpoint, "--colour=red"], "--colour=red"),
-        (["info", "tiny"], "model: expected paper, official, base, ne, no-fourier, residual, sine, small, or the path"),
+        (["info", "tiny"], "model: expected paper, official, base, ne, no-fourier, residual, sine, stylegan2, small, or the path"),
         (["info", str(broken)], "broken.safetensors"),
         (["info", str(tmp_path / "text.pt")], "text.pt: not a whole checkpoint of the official code"),
         (["sample", str(tmp_path / "none.pt")], "none.pt: no such file"),

@@ -17,9 +17,10 @@ import torch
 
 from cips_kernels.encoding import LOOKUPS
 
+from .architectures import make_generator
 from .checkpoint import atomic_file, load_generator, save_generator
 from .commands import COMMANDS
-from .commands.shared import OFFICIAL_SUFFIXES, check_out, open_generator, opened
+from .commands.shared import OFFICIAL_SUFFIXES, check_out, open_generator, opened_any
 from .config import presets
 from .data import command as data_command
 from .errors import UsageError
@@ -187,13 +188,18 @@ def _sample(
     if dtype not in DTYPES:
         raise UsageError(f"dtype: expected {' or '.join(DTYPES)}, got {dtype!r}")
     check_out(out)
-    generator = opened(checkpoint, device, dtype)
+    generator = opened_any(checkpoint, device, dtype)
     random = torch.Generator().manual_seed(seed)
     latents = torch.randn(count, generator.config.style_dim, generator=random)
     grid = Path(out).suffix.lower() == ".png"
     parts = []
     batch = min(batch, count)
-    sampler = Sampler(generator, batch, size=size, lookup=lookup)
+    if isinstance(generator, Generator):
+        sampler = Sampler(generator, batch, size=size, lookup=lookup)
+    elif size is None:
+        sampler = generator
+    else:
+        raise UsageError(f"size: expected none for a StyleGAN2, which draws {generator.config.size[0]}x{generator.config.size[1]} pixels")
     with tqdm(total=count, unit="image", delay=2, leave=False) as bar:
         for start in range(0, count, batch):
             z = latents[start : start + batch].to(generator.w_mean.device)
@@ -222,7 +228,7 @@ def _sample(
 def _info(model: str) -> int:
     if model in presets:
         with torch.device("meta"):
-            generator = Generator(presets[model])
+            generator = make_generator(model)
         title = f"preset {model}"
     elif Path(model).exists():
         generator, title = open_generator(model), model
@@ -252,6 +258,8 @@ def _convert(source: str, out: str, which: str | None, size: int | None, activat
         if value is not None:
             raise UsageError(f"{name}: expected none towards the official form, which has no place for it")
     generator = load_generator(source)
+    if not isinstance(generator, Generator):
+        raise UsageError(f"{source}: a StyleGAN2, for which there is no official form of CIPS")
     try:
         state = generator.to_official()
     except ValueError as error:

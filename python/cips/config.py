@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import grids
+from .stylegan2_config import StyleGAN2Config
 
 GENERATOR_ACTIVATIONS = ("lrelu", "sin", "sinrelu")
 
@@ -208,7 +209,7 @@ def layer_fields(widths: tuple[int, ...]) -> dict[str, Any]:
     return {"widths": widths}
 
 
-presets: dict[str, GeneratorConfig] = {
+presets: dict[str, GeneratorConfig | StyleGAN2Config] = {
     "paper": GeneratorConfig(),
     "official": official_config(256),
     "base": GeneratorConfig(rgb_after=(-1,)),
@@ -216,6 +217,7 @@ presets: dict[str, GeneratorConfig] = {
     "no-fourier": GeneratorConfig(fourier_features=0, rgb_after=(-1,)),
     "residual": GeneratorConfig(residual=True),
     "sine": GeneratorConfig(fourier_features=0, rgb_after=(-1,), activation="sin"),
+    "stylegan2": StyleGAN2Config(),
     "small": GeneratorConfig(
         size=(64, 64),
         style_dim=128,
@@ -238,6 +240,8 @@ presets: dict[str, GeneratorConfig] = {
 - "no-fourier": base without Fourier features: 43,799,570.
 - "residual": base in residual blocks: 44,325,906, since a skip between equal widths has no parameters.
 - "sine": no-fourier with sines in place of all leaky ReLUs: 43,799,570.
+- "stylegan2": the convolutional generator that the paper compares with, config F, made by `StyleGAN2` and not by
+  `Generator` (`make_generator` makes either): 30,034,338, the paper's 30.0 M.
 
 "small" trains on a CPU in minutes.
 """
