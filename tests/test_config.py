@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -156,3 +158,20 @@ def test_one_encoding_must_be_there():
         GeneratorConfig(fourier_features=0, table_features=0)
     with pytest.raises(ValueError, match="table_features: expected an integer of at least 0, got -1"):
         GeneratorConfig(table_features=-1)
+
+
+def test_the_configuration_in_the_docs_makes_a_generator():
+    """Not square, and a table of another shape: docs/generators.md, run as it stands."""
+    text = (Path(__file__).parents[1] / "docs" / "generators.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    names: dict = {}
+    exec(code, names)
+    g, wide = names["g"].eval(), names["wide"]
+    assert g.config.size == (192, 320) and g.encoding.table.size == (96, 100) and g.config.rgb_layers == (2, 5, 8)
+    assert wide.size == (256, 512) and wide.table_size is None
+    with torch.no_grad():
+        z, corner = torch.randn(1, 256), grids.tile((192, 320), 188, 310, 4, 10)
+        pixels = g(z, corner, noise=1)
+        # the table's last entry is the last pixel's embedding, whatever lies between
+        last = g.encoding(corner[-1:, -1])[0, 0, 512:]
+        assert pixels.shape == (1, 3, 4, 10) and torch.equal(last, g.encoding.table.weight[-1, -1])

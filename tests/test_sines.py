@@ -278,3 +278,18 @@ def test_on_a_gpu(kind, backend):
     with torch.no_grad():
         again = case.call(functional.modfc_stack, activation=kind, want_features=False, backend=backend)[1]
     assert_close_as_eager("without gradients", again, eager, exact)
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_a_graph_of_a_prepared_stack_on_a_gpu():
+    stack = FusedModFCStack([8, 6, 5, 4], 7, activation="sinrelu").cuda()
+    encoding = Encoding(*(torch.randn(n, device="cuda") for n in ((3, 2), (3,), (4, 6, 5))), None, (4, 6))
+    style, prepared = torch.randn(2, 7, device="cuda"), PreparedStack(stack)
+    want = stack(encoding, style, 3)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = prepared(encoding, style, 3)
+    graph.replay()
+    torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)

@@ -28,7 +28,7 @@ from cips import (
 )
 from cips.cli import main
 from cips.stylegan2_layers import ModulatedConv, Smooth, Upsample
-from cips.training import TrainConfig
+from cips.training import TrainConfig, train
 
 TINY = StyleGAN2Config(size=16, style_dim=6, mapping_layers=2, width=8)
 
@@ -364,3 +364,32 @@ def test_info_of_the_preset(capsys):
     assert main(["info", "stylegan2"]) == 0
     out = capsys.readouterr().out
     assert "30,034,338 parameters" in out and "90.24 GFLOP" in out and "128 at 256x256" in out
+
+
+# --- on a GPU ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_error_on_a_gpu_is_that_of_sixteen_bits():
+    g = make(dataclasses.replace(TINY, size=64, width=64), torch.float32, dtype=torch.bfloat16).cuda()
+    z = torch.randn(4, 6, device="cuda")
+    narrow = g(z, noise=1)
+    g.dtype = None
+    exact = g.double()(z.double(), noise=1)
+    error = ((narrow - exact).square().mean() / exact.square().mean()).sqrt().item()
+    assert 1e-4 < error < 3e-2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("preset", ["stylegan2", "sine"])
+def test_a_run_on_a_gpu_in_cuda_graphs(preset, tmp_path):
+    random = np.random.default_rng(0)
+    for k in range(8):
+        Image.fromarray(random.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(tmp_path / f"{k}.png")
+    options = dict(data=str(tmp_path), out=str(tmp_path / "out"), size=16, width=16, batch=4, d_width=0.01, samples=4)
+    train(TrainConfig(preset=preset, steps=12, r1_every=2, log_every=1, device="cuda", **options), progress=False)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert all(math.isfinite(line["g_loss"]) and math.isfinite(line["d_loss"]) for line in lines)
+    assert main(["sample", str(tmp_path / "out"), "--out", str(tmp_path / "a.png"), "--count=4", "--dtype=bfloat16"]) == 0

@@ -99,11 +99,12 @@ class ModulatedConv(nn.Module):
             y = F.conv2d(x, weight, padding=1)
         else:
             y = self.smooth(F.conv_transpose2d(x, weight.transpose(0, 1), stride=2))
-        y = y * d.to(x.dtype)[:, :, None, None]
+        # g lrelu(y) = lrelu(g y): the gain costs no pass over the activations
+        d, bias = (LRELU_GAIN * d).to(x.dtype), (LRELU_GAIN * self.bias).to(x.dtype)
+        y = torch.addcmul(bias[:, None, None], y, d[:, :, None, None])
         if noise is not None:
-            y = y + (self.noise_strength * noise).to(x.dtype)
-        y = F.leaky_relu(y + self.bias.to(x.dtype)[:, None, None], NEGATIVE_SLOPE)
-        return y * LRELU_GAIN
+            y = y + (LRELU_GAIN * self.noise_strength * noise).to(x.dtype)
+        return F.leaky_relu(y, NEGATIVE_SLOPE)
 
     def extra_repr(self) -> str:
         out_channels, in_channels, *_ = self.weight.shape
