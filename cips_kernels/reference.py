@@ -185,8 +185,25 @@ def stack_layers(inputs: StackInputs, spec: StackSpec, mods: Sequence[Tensor]) -
     return StackOutputs(outputs, summands, rgb, sums)
 
 
-def remake_outputs(inputs: StackInputs, spec: StackSpec, sums: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+class _Remade(Sequence):
+    """Outputs of layers with a sine, made of their sums when they are asked for: a backward holds two and not all."""
+
+    def __init__(self, spec: StackSpec, sums: Sequence[Tensor]) -> None:
+        self.spec, self.sums = spec, sums
+
+    def __len__(self) -> int:
+        return len(self.sums)
+
+    def __getitem__(self, layer: int) -> Tensor:
+        return activate(self.sums[layer], self.spec.activation, self.spec.negative_slope, self.spec.gain)
+
+
+def remake_outputs(
+    inputs: StackInputs, spec: StackSpec, sums: Sequence[Tensor]
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """`outputs` and `summands` as `stack_layers` found them, from its `sums`."""
+    if not spec.blocks:
+        return _Remade(spec, sums), ()
     outs = [activate(y, spec.activation, spec.negative_slope, spec.gain) for y in sums]
     x0 = inputs.x.expand(inputs.batch, -1, -1)
     outputs: list[Tensor] = []

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import math
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -193,6 +194,22 @@ def test_error_is_that_of_eager(kind, dtype):
         found = case.call(functional.modfc_stack, activation=kind, backend=backend)
         for name, value, rough, fine in zip(("features", "rgb"), found, eager, exact):
             assert_close_as_eager(f"{backend} {name}", value, rough, fine)
+
+
+def test_a_backward_makes_outputs_anew_and_holds_few(monkeypatch):
+    case = random_stack((4,) * 9, (7,)).leaves()
+    rgb = case.call(functional.modfc_stack, activation="sin", want_features=False)[1]
+    made, most, inner = [], [], reference.activate
+
+    def watched(*arguments) -> Tensor:
+        out = inner(*arguments)
+        made.append(weakref.ref(out))
+        most.append(sum(each() is not None for each in made))
+        return out
+
+    monkeypatch.setattr(reference, "activate", watched)
+    rgb.sum().backward()
+    assert len(made) >= 8 and max(most) <= 3
 
 
 # --- as operators ---------------------------------------------------------------------------------------------------
