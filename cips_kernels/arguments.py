@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .activations import resolve_activation
 from .packing import flatten
 from .spec import StackInputs, StackSpec, accumulation_dtype
 
@@ -181,18 +182,11 @@ def check_save(save: str) -> str:
 
 
 def check_scalars(negative_slope: float, gain: float, eps: float) -> None:
-    """The ranges for which the sign of the output tells the sign before the activation."""
+    """The ranges for which the sign of a leaky ReLU's output tells the sign before it."""
     for name, value, strict in (("negative_slope", negative_slope, False), ("gain", gain, True), ("eps", eps, False)):
         # plain comparisons, which a compiler can trace; NaN fails them
         if not (isinstance(value, (int, float)) and 0 <= value < math.inf) or (strict and value == 0):
             raise ValueError(f"{name}: expected a finite number {'above 0' if strict else 'of at least 0'}, got {value!r}")
-
-
-def activation_slope(activation: str, negative_slope: float) -> float:
-    """The slope for negative inputs: `negative_slope` for "lrelu", 1 for "linear"."""
-    if activation not in ("lrelu", "linear"):
-        raise ValueError(f"activation: expected 'lrelu' or 'linear', got {activation!r}")
-    return negative_slope if activation == "lrelu" else 1.0
 
 
 def check_blocks(blocks: Sequence[Sequence[int]], depth: int) -> tuple[tuple[int, int], ...]:
@@ -276,8 +270,9 @@ def stack_call(
     coords: Tensor | None = None,
     demodulate: bool = True,
     negative_slope: float = 0.2,
-    gain: float = math.sqrt(2.0),
+    gain: float | None = None,
     eps: float = 1e-8,
+    activation: str = "lrelu",
     first_layer: int = 0,
     blocks: Sequence[Sequence[int]] = (),
     skip_weights: Sequence[Tensor | None] = (),
@@ -292,6 +287,7 @@ def stack_call(
     def label(prefix: str, kind: str, k: int) -> str:
         return _ONE[kind] if single else f"{prefix}{kind}[{k}]"
 
+    kind, negative_slope, gain = resolve_activation(activation, negative_slope, gain)
     check_scalars(negative_slope, gain, eps)
     if not 0 <= first_layer < 2**31:
         raise ValueError(f"layer: expected a number in [0, 2**31), got {first_layer!r}")
@@ -359,7 +355,7 @@ def stack_call(
     every_weight += check_skip_weights(skip_weights, pairs, widths, x)
     spec = StackSpec(
         tuple(widths), tuple(rgb_after), max(channels, 1), demodulate, float(negative_slope), float(gain), float(eps),
-        first_layer, pairs,
+        first_layer, pairs, kind,
     )  # fmt: skip
     inputs = StackInputs(
         x,

@@ -19,9 +19,9 @@ from .spec import StackInputs, StackSaved, StackSpec, accumulation_dtype, empty_
 _CHUNK_ROWS = 1 << 14  # images x pixels: 15 layers of 512 channels of such a chunk are 0.25 GB in bfloat16
 
 
-def _warn(x: Tensor, reason: str) -> None:
+def _warn(inputs: StackInputs, reason: str) -> None:
     """Say once, on a GPU, that it is the slow way, and why."""
-    if x.device.type == "cuda":
+    if inputs.blend is not None and inputs.x.device.type == "cuda":
         warn_once(f"cips_kernels serves blended styles with the reference backend, which is slower: {reason}.")
 
 
@@ -48,7 +48,7 @@ def forward(
     save: bool,
     reason: str = "no fused kernel of the backend takes them",
 ) -> tuple[Tensor, Tensor, StackSaved]:
-    """Serve a forward call with `inputs.blend`, as a backend's `forward`. `reason`: why no fused kernel does.
+    """Serve a forward call, as a backend's `forward`. `reason`: why no fused kernel takes its blend.
 
     Raises:
         RuntimeError: `save` is asked for. Gradients of blended styles are those of `differentiable`.
@@ -58,15 +58,16 @@ def forward(
             "modfc_stack: with blend it keeps nothing for a backward; call functional.modfc_stack for gradients"
         )
     x, batch, pixels = inputs.x, inputs.batch, inputs.pixels
-    _warn(x, reason)
+    _warn(inputs, reason)
     rgb = empty_like_layout(x, batch, spec.rgb_channels if spec.rgb_after else 0, accumulation_dtype(x.dtype))
     keep = spec.depth > 0 and want_features
     features = empty_like_layout(x, batch, spec.widths[-1], x.dtype) if keep else x.new_empty(0)
+    mods = reference.modulate_all(inputs, spec)  # none where styles are blended
     step = max(1, _CHUNK_ROWS // max(1, batch))
     for first in range(0, pixels, step):
         count = min(step, pixels - first)
         part = _chunk(inputs, spec, first, count)
-        found = reference.stack_layers(part, spec, [])
+        found = reference.stack_layers(part, spec, mods)
         rgb.narrow(1, first, count).copy_(found.rgb)
         if keep:
             features.narrow(1, first, count).copy_(found.outputs[-1])
@@ -77,7 +78,7 @@ def forward(
 def differentiable(inputs: StackInputs, spec: StackSpec) -> tuple[Tensor, Tensor]:
     """Features (empty without layers) and RGB sum of a call with `inputs.blend`, connected to its inputs' graph."""
     x = inputs.x
-    _warn(x, "it has gradients, which no fused kernel makes of them")
+    _warn(inputs, "it has gradients, which no fused kernel makes of them")
     # x is in its compute dtype already; a compiler can trace this context, not the operators' own
     with torch.autocast(x.device.type, enabled=False) if autocast_on(x.device) else nullcontext():
         found = reference.stack_layers(inputs, spec, [])

@@ -50,6 +50,8 @@ def why_not(spec: StackSpec, dtype: torch.dtype) -> str | None:
     """None if the kernel can serve such a stack, otherwise the reason."""
     if dtype not in (torch.bfloat16, torch.float16):
         return f"it computes in bfloat16 and float16, not in {dtype}"
+    if spec.activation != "lrelu":
+        return f"the activation is {spec.activation!r}, not a leaky ReLU"
     if any(first == 0 for first, _ in spec.blocks):
         return "a residual block begins at the input"
     if min(spec.rgb_after) < 0:

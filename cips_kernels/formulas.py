@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from .activations import activate, activate_backward
 from .spec import SQRT_HALF, accumulation_dtype
 
 # --- the mapping network --------------------------------------------------------------------------------------------
@@ -72,37 +73,28 @@ def modulate_backward(
 # --- one layer, its weight already modulated ------------------------------------------------------------------------
 
 
-def leaky_relu(y: Tensor, negative_slope: float, gain: float) -> Tensor:
-    """`gain * y` where y is positive, `gain * negative_slope * y` elsewhere."""
-    return gain * torch.where(y > 0, y, negative_slope * y)
-
-
-def layer_forward(
-    x: Tensor, m: Tensor, bias: Tensor, noise: Tensor | None, noise_strength: Tensor, negative_slope: float, gain: float
-) -> Tensor:
-    """One layer: `x` `[B, P, I]`, `m` `[B, O, I]`, `bias` `[O]`, `noise` `[B, P]` or None -> `[B, P, O]`."""
-    return layer_tail(torch.matmul(x, m.mT), bias, noise, noise_strength, negative_slope, gain)
-
-
-def layer_tail(
-    a: Tensor, bias: Tensor, noise: Tensor | None, noise_strength: Tensor, negative_slope: float, gain: float
-) -> Tensor:
-    """What a layer does behind its product `a` `[B, P, O]`: noise, bias, leaky ReLU."""
+def layer_sums(a: Tensor, bias: Tensor, noise: Tensor | None, noise_strength: Tensor) -> Tensor:
+    """What a layer's activation reads: `y = a + nu n + b` of its product `a` `[B, P, O]`, `bias` `[O]`, `noise` `[B, P]` or
+    None."""
     if noise is not None:
         a = a + (noise_strength * noise).to(a.dtype)[:, :, None]
-    return leaky_relu(a + bias.to(a.dtype), negative_slope, gain)
+    return a + bias.to(a.dtype)
 
 
 def layer_backward(
     grad: Tensor, x: Tensor, out: Tensor, m: Tensor, negative_slope: float, gain: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of one layer from `grad` = dL/dx' `[B, P, O]`; only the sign of `out` is read.
+    """Gradients of one layer with a leaky ReLU from `grad` = dL/dx' `[B, P, O]`; only the sign of `out` is read.
 
     Returns:
         dL/dx `[B, P, I]`; N = dL/dM `[B, O, I]`; dL/db `[O]`; the sum over channels of dL/dy, `[B, P]`, from which
         follow dnu = sum n * rows and dn = nu * rows.
     """
-    u = gain * torch.where(out > 0, grad, negative_slope * grad)
+    return sums_backward(activate_backward(grad, out, "lrelu", negative_slope, gain), x, m)
+
+
+def sums_backward(u: Tensor, x: Tensor, m: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `layer_backward` returns, from `u` = dL/dy `[B, P, O]`."""
     wide = accumulation_dtype(u.dtype)
     return torch.matmul(u, m), torch.matmul(u.mT, x).to(wide), u.sum((0, 1), dtype=wide), u.sum(-1, dtype=wide)
 
@@ -157,6 +149,7 @@ def modfc_per_pixel(
     negative_slope: float,
     gain: float,
     eps: float,
+    activation: str = "lrelu",
 ) -> Tensor:
     """A layer whose style varies by pixel: `y = d * (c W (s * x))`, `d_pi = 1 / sqrt(sum_j (c W_ij s_pj)^2 + eps)`.
 
@@ -173,7 +166,7 @@ def modfc_per_pixel(
         y = y + strength.to(x.dtype)[:, :, None]
     if bias is not None:
         y = y + bias.to(x.dtype)
-    return leaky_relu(y, negative_slope, gain)
+    return activate(y, activation, negative_slope, gain)
 
 
 def blended_product(

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 
@@ -13,10 +12,10 @@ import torch
 from torch import Tensor
 
 from . import blended, cuda, ops, reference, segments
+from .activations import resolve_activation
 from .arguments import (
     COMPUTE_DTYPES,
     Noise,
-    activation_slope,
     as_compute,
     autocast_on,
     check_save,
@@ -34,8 +33,6 @@ from .arguments import (
 from .backends import resolve, warn_once, why_not
 from .encoding import Encoding, check_encoding, encode, points
 from .spec import StackInputs, StackSpec, accumulation_dtype
-
-SQRT2 = math.sqrt(2.0)
 
 
 def _needs_gradient(*tensors: Tensor | None) -> bool:
@@ -165,7 +162,7 @@ def modfc(
     demodulate: bool = True,
     activation: str = "lrelu",
     negative_slope: float = 0.2,
-    gain: float = SQRT2,
+    gain: float | None = None,
     eps: float = 1e-8,
     layout: str | None = None,
     coords: Tensor | None = None,
@@ -183,8 +180,10 @@ def modfc(
         noise: None is off; an int or int64 scalar tensor is the seed of counter noise; a float tensor `[B, P]` is the noise.
         noise_strength: scalar tensor, 1 where None.
         demodulate: normalise each row of the modulated weight.
-        activation: "lrelu" or "linear".
-        negative_slope, gain: of the activation; slope >= 0, gain > 0.
+        activation: "lrelu", "linear", "sin" or "sinrelu" (see `activations`; the sines are served by the reference
+            formulation).
+        negative_slope, gain: of the activation; slope >= 0, gain > 0. By default the official gain: 1 for "sin", sqrt(2)
+            for the others.
         eps: added to the squared norm of a row.
         layout: "bpc", "bcp" or "bchw"; needed only where the shape is ambiguous.
         coords: `[P, 2]` or `[B, P, 2]`: keys the counter noise by position rather than index.
@@ -200,11 +199,11 @@ def modfc(
         ValueError, TypeError: naming the argument, what came and what was expected.
         RuntimeError: the backend asked for cannot serve.
     """
-    options = dict(demodulate=demodulate, negative_slope=activation_slope(activation, negative_slope), gain=gain, eps=eps)
+    options = dict(demodulate=demodulate, activation=activation, negative_slope=negative_slope, gain=gain, eps=eps)
     x = as_compute(x)
     expect_shape("weight", weight, (None, None), "[O, I]")
     if isinstance(style, Tensor) and style.dim() == 3:
-        return _modfc_per_pixel(x, weight, style, bias, noise, noise_strength, options, activation, negative_slope, layout, coords, layer, backend)
+        return _modfc_per_pixel(x, weight, style, bias, noise, noise_strength, options, layout, coords, layer, backend)
     name = infer_layout(x, weight.shape[1], layout)
     inputs, spec = stack_call(
         to_pixels(x, name), [weight], [style], [bias], [noise_strength],
@@ -214,7 +213,7 @@ def modfc(
     return from_pixels(features, name, x)
 
 
-def _modfc_per_pixel(x, weight, style, bias, noise, strength, options, activation, slope, layout, coords, layer, backend):
+def _modfc_per_pixel(x, weight, style, bias, noise, strength, options, layout, coords, layer, backend):
     """Checks and the reference formulation of a style a pixel."""
     name = infer_layout(x, weight.shape[1], layout)
     pixels = to_pixels(x, name)
@@ -227,17 +226,16 @@ def _modfc_per_pixel(x, weight, style, bias, noise, strength, options, activatio
         expect_parameter("bias", bias, x)
     if strength is not None:
         expect_scalar("noise_strength", strength, x)
-    check_scalars(slope, options["gain"], options["eps"])
+    check_scalars(*resolve_activation(options["activation"], options["negative_slope"], options["gain"])[1:], options["eps"])
     served = resolve(backend, x.device, x.dtype)
     if served != "reference" and backend != "auto":
         raise RuntimeError(f"backend {served!r} cannot serve this call: a style a pixel is served by 'reference'")
     if x.device.type == "cuda" and served != "reference":
         warn_once("cips_kernels serves a style a pixel with the reference backend, which is slower: no fused kernel takes one yet.")
-    options = {**options, "negative_slope": slope}
     # x is in its compute dtype already; a compiler can trace this context, not the operators' own
     with torch.autocast(x.device.type, enabled=False) if autocast_on(x.device) else nullcontext():
         return reference.modfc(
-            x, weight, style, bias, noise, strength, activation=activation, layout=name, coords=coords, layer=layer, **options
+            x, weight, style, bias, noise, strength, layout=name, coords=coords, layer=layer, **options
         )
 
 
@@ -288,8 +286,9 @@ def modfc_stack(
     noise: Noise = None,
     coords: Tensor | None = None,
     demodulate: bool = True,
+    activation: str = "lrelu",
     negative_slope: float = 0.2,
-    gain: float = SQRT2,
+    gain: float | None = None,
     eps: float = 1e-8,
     blocks: Sequence[Sequence[int]] = (),
     skip_weights: Sequence[Tensor | None] = (),
@@ -314,6 +313,7 @@ def modfc_stack(
         rgb_after: layer (from 0) after which each ToRGB reads; -1 reads `x`.
         skip: added to the RGB sum.
         noise: as in `modfc`; given noise is `[L, B, P]`.
+        demodulate, activation, negative_slope, gain, eps: of every layer, as in `modfc`.
         blocks: (first, last) layer of each residual block, in order and apart. What the layer and the ToRGBs after
             `last` read is `(y_last + skip(x_first)) / sqrt(2)`, with `y_last` the output of layer `last` and `x_first`
             the input of layer `first`.
@@ -348,8 +348,8 @@ def modfc_stack(
         if coords is not None or layout not in (None, "bpc"):
             raise ValueError("coords, layout: expected None and 'bpc' beside an Encoding, which has its own points")
         parts = (weights, styles, biases, noise_strengths, rgb_weights, rgb_styles, rgb_biases, rgb_after)
-        options = dict(noise=noise, demodulate=demodulate, negative_slope=negative_slope, gain=gain, eps=eps,
-                       blocks=blocks, skip_weights=skip_weights, blend=blend)  # fmt: skip
+        options = dict(noise=noise, demodulate=demodulate, activation=activation, negative_slope=negative_slope,
+                       gain=gain, eps=eps, blocks=blocks, skip_weights=skip_weights, blend=blend)  # fmt: skip
         return _encoded_stack(x, parts, skip, options, want_features, save, backend)
     x = as_compute(x)
     first = weights[0] if len(weights) else rgb_weights[0]
@@ -358,7 +358,7 @@ def modfc_stack(
     inputs, spec = stack_call(
         to_pixels(x, name), weights, styles, biases, noise_strengths, rgb_weights, rgb_styles, rgb_biases, rgb_after,
         skip_to_pixels(skip, name, x), noise=noise, coords=coords, demodulate=demodulate,
-        negative_slope=negative_slope, gain=gain, eps=eps, blocks=blocks, skip_weights=skip_weights, blend=blend,
+        activation=activation, negative_slope=negative_slope, gain=gain, eps=eps, blocks=blocks, skip_weights=skip_weights, blend=blend,
     )  # fmt: skip
     features, rgb = _run(inputs, spec, want_features, backend, save)
     kept = from_pixels(features, name, x) if want_features and spec.depth else None

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import functional
+from .activations import resolve_activation
 from .arguments import (
-    activation_slope,
     autocast_on,
     check_blocks,
     check_save,
@@ -23,7 +23,6 @@ from .arguments import (
 from .backends import check_name
 from .encoding import Encoding
 
-SQRT2 = math.sqrt(2.0)
 ModuleNoise = None | str | int | Tensor
 
 
@@ -97,8 +96,8 @@ class FusedModFC(nn.Module):
         demodulate: normalise each row of the modulated weight.
         bias: add a learned bias.
         noise: add noise with one learned strength, which starts at 0.
-        activation: "lrelu" or "linear".
-        negative_slope, gain: of the activation.
+        activation: "lrelu", "linear", or as in the official code "sin" or "sinrelu"; see `functional.modfc`.
+        negative_slope, gain: of the activation. By default the official gain: 1 for "sin", sqrt(2) for the others.
         eps: added to the squared norm of a row.
         backend: see `cips_kernels.backends`.
 
@@ -119,13 +118,13 @@ class FusedModFC(nn.Module):
         noise: bool = True,
         activation: str = "lrelu",
         negative_slope: float = 0.2,
-        gain: float = SQRT2,
+        gain: float | None = None,
         eps: float = 1e-8,
         backend: str = "auto",
     ) -> None:
         super().__init__()
         _sizes(in_features=in_features, out_features=out_features, style_dim=style_dim)
-        activation_slope(activation, negative_slope)
+        gain = resolve_activation(activation, negative_slope, gain)[2]
         check_scalars(negative_slope, gain, eps)
         self.in_features, self.out_features, self.style_dim = in_features, out_features, style_dim
         self.demodulate, self.activation = demodulate, activation
@@ -222,7 +221,7 @@ class FusedModFCStack(nn.Module):
         blocks: (first, last) layer of each residual block, in order and apart: `(y_last + skip(x_first)) / sqrt(2)`
             takes the place of the last layer's output (CIPSres). Block k has a parameter `skips.<k>`, `[O, I]`, normal
             at first and used as `W / sqrt(I)`, unless it keeps the number of channels: then the skip is the identity.
-        demodulate, bias, noise, negative_slope, gain, eps: of every layer, as in `FusedModFC`.
+        demodulate, bias, noise, activation, negative_slope, gain, eps: of every layer, as in `FusedModFC`.
         save: what a backward finds kept, "all", "some" or "none"; see `functional.modfc_stack`. Blends keep all.
         backend: see `cips_kernels.backends`.
 
@@ -248,8 +247,9 @@ class FusedModFCStack(nn.Module):
         demodulate: bool = True,
         bias: bool = True,
         noise: bool = True,
+        activation: str = "lrelu",
         negative_slope: float = 0.2,
-        gain: float = SQRT2,
+        gain: float | None = None,
         eps: float = 1e-8,
         save: str = "all",
         backend: str = "auto",
@@ -265,7 +265,9 @@ class FusedModFCStack(nn.Module):
         for k, after in enumerate(self.rgb_after):
             if not 0 <= after < depth:
                 raise ValueError(f"rgb_after[{k}]: expected a layer from 0 to {depth - 1}, got {after}")
-        options = dict(demodulate=demodulate, bias=bias, noise=noise, negative_slope=negative_slope, gain=gain, eps=eps)
+        options = dict(
+            demodulate=demodulate, bias=bias, noise=noise, activation=activation, negative_slope=negative_slope, gain=gain, eps=eps
+        )
         self.style_dim, self.out_channels, self.backend = style_dim, out_channels, check_name(backend)
         self.save = check_save(save)
         self.layers = nn.ModuleList(
@@ -336,6 +338,7 @@ class FusedModFCStack(nn.Module):
             noise=call_noise(noise, first.noise_strength is not None, style.device),
             coords=coords,
             demodulate=first.demodulate,
+            activation=first.activation,
             negative_slope=first.negative_slope,
             gain=first.gain,
             eps=first.eps,
@@ -351,5 +354,7 @@ class FusedModFCStack(nn.Module):
 
     def extra_repr(self) -> str:
         blocks = f", blocks={list(self.blocks)}" if self.blocks else ""
+        activation = self.layers[0].activation
+        blocks += f", activation={activation!r}" if activation != "lrelu" else ""
         save = f", save={self.save!r}" if self.save != "all" else ""
         return f"style_dim={self.style_dim}, rgb_after={list(self.rgb_after)}{blocks}{save}, backend={self.backend!r}"

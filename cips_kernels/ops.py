@@ -21,7 +21,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import blended, cuda, recompute, reference
+from . import blended, cuda, recompute, reference, sines
 from .arguments import autocast_on
 from .backends import module as backend_module
 from .encoding import Encoding, by_tiles
@@ -36,7 +36,7 @@ _TENSORS = (
 )
 _SPEC = (
     "int[] widths, int[] rgb_after, int rgb_channels, bool demodulate, float negative_slope, float gain, float eps,"
-    " int first_layer, int[] blocks"
+    " int first_layer, int[] blocks, str activation"
 )
 # outputs take the memory order of `x`, so a compiler may not hand `x` over in another
 _TAGS = (torch.Tag.pt2_compliant_tag, getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order))
@@ -62,7 +62,7 @@ _library.define(
 _ENCODING = "Tensor fourier_weight, Tensor fourier_bias, Tensor? table, Tensor? points, int[]? size, str lookup"
 _library.define(f"synthesis({_ENCODING}, {_TENSORS}, {_SPEC}, str backend) -> Tensor", tags=_TAGS)
 _library.define("mapping(Tensor z, Tensor weights, Tensor biases, float negative_slope, str backend) -> Tensor", tags=_TAGS)
-_N_TENSORS, _N_SPEC, _N_ENCODING = 10, 9, 6
+_N_TENSORS, _N_SPEC, _N_ENCODING = 10, 10, 6
 
 
 class operator_context:  # noqa: N801
@@ -86,15 +86,18 @@ class operator_context:  # noqa: N801
 
 
 def _spec(values: Sequence) -> StackSpec:
-    widths, rgb_after, *rest, blocks = values
+    widths, rgb_after, *rest, blocks, activation = values
     pairs = tuple(zip(blocks[::2], blocks[1::2]))  # flat in the schema: first, last, first, last
-    return StackSpec(tuple(widths), tuple(rgb_after), *rest, pairs)
+    return StackSpec(tuple(widths), tuple(rgb_after), *rest, pairs, activation)
 
 
-def _module(backend: str, inputs: StackInputs) -> ModuleType:
-    """What serves a forward call of a backend: where styles are blended by pixel, the reference formulation on all but
-    `cuda`, which says itself what it can take."""
-    return blended if inputs.blend is not None and backend != "cuda" else backend_module(backend)
+def _module(backend: str, spec: StackSpec, inputs: StackInputs | None = None) -> ModuleType:
+    """What serves a call of a backend: the reference formulation where layers have a sine, and where (in a forward, whose
+    `inputs` are given) styles are blended by pixel, on all but `cuda`, which says itself what it can take."""
+    if spec.activation != "lrelu":
+        sines.warn(backend, spec)
+        return sines
+    return blended if inputs is not None and inputs.blend is not None and backend != "cuda" else backend_module(backend)
 
 
 # --- forward --------------------------------------------------------------------------------------------------------
@@ -104,7 +107,7 @@ def _stack(*args) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     inputs, spec = StackInputs(*args[:_N_TENSORS]), _spec(args[_N_TENSORS : _N_TENSORS + _N_SPEC])
     want_features, save, backend = args[_N_TENSORS + _N_SPEC :]
     with operator_context(inputs.x.device):
-        features, rgb, saved = _module(backend, inputs).forward(inputs, spec, want_features, save)
+        features, rgb, saved = _module(backend, spec, inputs).forward(inputs, spec, want_features, save)
     return features, rgb, saved.activations, saved.mods
 
 
@@ -116,9 +119,11 @@ def _stack_fake(*args) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if spec.depth and (want_features or save):
         features = empty_like_layout(x, batch, spec.widths[-1], x.dtype)
     if save:
-        activations = x.new_empty(activation_offsets(spec.widths, batch, inputs.pixels, spec.blocks)[-1])
+        widths, blocks = spec.saved
+        activations = x.new_empty(activation_offsets(widths, batch, inputs.pixels, blocks)[-1])
         # the cpu backend makes its matrices anew, one image's at a time
-        mods = x.new_empty(0 if backend == "cpu" else spec.packing(batch).mod_numel)
+        anew = backend == "cpu" and spec.activation == "lrelu"
+        mods = x.new_empty(0 if anew else spec.packing(batch).mod_numel)
     return features, rgb_like(inputs, spec), activations, mods
 
 
@@ -173,7 +178,7 @@ def _split_backward(args: Sequence) -> tuple[StackInputs, StackSaved, StackSpec,
 
 def _stack_backward(*args) -> tuple[Tensor, ...]:
     inputs, saved, spec, needs, backend = _split_backward(args)
-    module = backend_module(backend)
+    module = _module(backend, spec)
     with operator_context(inputs.x.device):
         if spec.depth and saved.features.numel() == 0 < inputs.batch * inputs.pixels:  # nothing was kept
             values = getattr(module, "noise_values", recompute.noise_values)
@@ -275,8 +280,8 @@ def _synthesis(*args) -> Tensor:
             f"{needed * inputs.weights.itemsize} bytes on {inputs.weights.device}, which it cannot give"
         ) from error
     with operator_context(rgb.device):
-        module = _module(backend, inputs)
-        if backend == "cuda":
+        module = _module(backend, spec, inputs)
+        if backend == "cuda" and module is not sines:
             module.synthesis(encoding, inputs.x.dtype, inputs, spec, rgb)
         else:
             by_tiles(encoding, inputs, spec, rgb, module.forward)
@@ -374,7 +379,7 @@ torch.library.register_fake("cips_kernels::synthesis", _synthesis_fake, lib=_lib
 def _spec_values(spec: StackSpec) -> tuple:
     return (
         list(spec.widths), list(spec.rgb_after), spec.rgb_channels, spec.demodulate, spec.negative_slope, spec.gain, spec.eps,
-        spec.first_layer, [layer for block in spec.blocks for layer in block],
+        spec.first_layer, [layer for block in spec.blocks for layer in block], spec.activation,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import ops
+from .activations import resolve_activation
 from .arguments import check_coords, describe, expect_device, expect_finite, split_noise
 from .backends import resolve
 from .encoding import Encoding, check_encoding
@@ -37,9 +38,10 @@ class PreparedStack:
         self.stack = stack
         layer = stack.layers[0]
         widths = (layer.in_features, *(layer.out_features for layer in stack.layers))
+        kind, slope, gain = resolve_activation(layer.activation, layer.negative_slope, layer.gain)
         self.spec = StackSpec(
-            widths, stack.rgb_after, stack.out_channels, layer.demodulate, layer.negative_slope, layer.gain, layer.eps,
-            blocks=stack.blocks,
+            widths, stack.rgb_after, stack.out_channels, layer.demodulate, slope, gain, layer.eps,
+            blocks=stack.blocks, activation=kind,
         )  # fmt: skip
         self._parts = self._gather()
 

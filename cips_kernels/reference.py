@@ -5,7 +5,7 @@ twice differentiable, the written-out backwards included. Names follow DESIGN se
 j, output channel i; `c = 1 / sqrt(I)`.
 
     V_ij = c s_j W_ij          d_i = 1 / sqrt(sum_j V_ij^2 + eps)          M_ij = d_i V_ij
-    y_pi = sum_j M_ij x_pj + nu n_p + b_i              x'_pi = g lrelu(y_pi)
+    y_pi = sum_j M_ij x_pj + nu n_p + b_i              x'_pi = g lrelu(y_pi), or a sine: see `activations`
     rgb_p += R_b x'_p + r                              R modulated, not demodulated
     z = (x'_last + skip(x_first)) / sqrt(2)            where a residual block of layers first..last ends
 
@@ -14,7 +14,6 @@ j, output channel i; `c = 1 / sqrt(I)`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,9 +21,9 @@ import torch
 from torch import Tensor
 
 from . import noise as counter_noise
+from .activations import activate, activate_backward, resolve_activation
 from .arguments import (
     Noise,
-    activation_slope,
     as_compute,
     check_coords,
     from_pixels,
@@ -38,13 +37,14 @@ from .formulas import (
     add_rgb,
     blended_product,
     layer_backward,
-    layer_tail,
+    layer_sums,
     mapping,
     modfc_per_pixel,
     modulate,
     modulate_backward,
     residual,
     residual_backward,
+    sums_backward,
 )
 from .packing import activation, empty_activations, summand
 from .spec import (
@@ -62,9 +62,6 @@ __all__ = [
     "backward", "differentiable_backward", "forward", "layer_backward", "mapping", "modfc", "modfc_stack", "modulate",
     "modulate_backward", "to_rgb",
 ]  # fmt: skip
-
-SQRT2 = math.sqrt(2.0)
-
 
 # --- the stack on flat tensors --------------------------------------------------------------------------------------
 
@@ -129,11 +126,25 @@ class StackOutputs(NamedTuple):
         outputs: of every layer, `[B, P, O_l]`; in the place of a residual block's last layer the block's.
         summands: for each block what its last layer gave before the addition.
         rgb: the RGB sum `[B, P, C]`.
+        sums: of every layer what its activation read, where that is a sine; otherwise none.
     """
 
     outputs: list[Tensor]
     summands: list[Tensor]
     rgb: Tensor
+    sums: list[Tensor]
+
+
+def join_block(
+    out: Tensor, layer: int, x0: Tensor, outputs: Sequence[Tensor], inputs: StackInputs, spec: StackSpec
+) -> Tensor:
+    """What is read after `layer`: its output `out`, or that of the residual block that ends with it. `x0` `[B, P, I]`, and
+    the outputs of the layers before."""
+    block = spec.block_to(layer)
+    if block is None:
+        return out
+    first = spec.blocks[block][0]
+    return residual(out, outputs[first - 1] if first else x0, skip_weight(inputs, spec, block))
 
 
 def stack_layers(inputs: StackInputs, spec: StackSpec, mods: Sequence[Tensor]) -> StackOutputs:
@@ -154,26 +165,51 @@ def stack_layers(inputs: StackInputs, spec: StackSpec, mods: Sequence[Tensor]) -
         rgb = rgb + inputs.skip.to(wide)
     outputs: list[Tensor] = []
     summands: list[Tensor] = []
-    sources: list[Tensor] = []
+    sums: list[Tensor] = []
+    x0 = x
     for layer in range(-1, spec.depth):
         if layer >= 0:
-            sources.append(x)
-            x = layer_tail(
+            y = layer_sums(
                 product(layer, x),
                 packing.bias(inputs.biases, packing.layers[layer]),
                 layer_noise(inputs, spec, layer),
                 inputs.noise_strengths[layer],
-                spec.negative_slope,
-                spec.gain,
             )
-            block = spec.block_to(layer)
-            if block is not None:
-                summands.append(x)
-                x = residual(x, sources[spec.blocks[block][0]], skip_weight(inputs, spec, block))
+            sums += [] if spec.activation == "lrelu" else [y]
+            out = activate(y, spec.activation, spec.negative_slope, spec.gain)
+            summands += [] if spec.block_to(layer) is None else [out]
+            x = join_block(out, layer, x0, outputs, inputs, spec)
             outputs.append(x)
         for k in spec.rgbs_after(layer):
             rgb = add_rgb(rgb, product(spec.depth + k, x), packing.bias(inputs.biases, packing.rgbs[k]))
-    return StackOutputs(outputs, summands, rgb)
+    return StackOutputs(outputs, summands, rgb, sums)
+
+
+class _Remade(Sequence):
+    """Outputs of layers with a sine, made of their sums when they are asked for: a backward holds two and not all."""
+
+    def __init__(self, spec: StackSpec, sums: Sequence[Tensor]) -> None:
+        self.spec, self.sums = spec, sums
+
+    def __len__(self) -> int:
+        return len(self.sums)
+
+    def __getitem__(self, layer: int) -> Tensor:
+        return activate(self.sums[layer], self.spec.activation, self.spec.negative_slope, self.spec.gain)
+
+
+def remake_outputs(
+    inputs: StackInputs, spec: StackSpec, sums: Sequence[Tensor]
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """`outputs` and `summands` as `stack_layers` found them, from its `sums`."""
+    if not spec.blocks:
+        return _Remade(spec, sums), ()
+    outs = [activate(y, spec.activation, spec.negative_slope, spec.gain) for y in sums]
+    x0 = inputs.x.expand(inputs.batch, -1, -1)
+    outputs: list[Tensor] = []
+    for layer, out in enumerate(outs):
+        outputs.append(join_block(out, layer, x0, outputs, inputs, spec))
+    return outputs, [outs[last] for _, last in spec.blocks]
 
 
 def stack_gradients(
@@ -184,6 +220,7 @@ def stack_gradients(
     outputs: Sequence[Tensor],
     mods: Sequence[Tensor],
     summands: Sequence[Tensor] = (),
+    sums: Sequence[Tensor] = (),
 ) -> StackGrads:
     """The written-out backward of the stack: every gradient, from the outputs' gradients and what `stack_layers` found.
     A style an image; where styles are blended, gradients are autograd's."""
@@ -220,9 +257,12 @@ def stack_gradients(
             grad_skips += [] if grad_skip is None else [grad_skip.reshape(-1)]
             out = summands[block]
         source = outputs[layer - 1] if layer > 0 else x0
-        h, grad_mods[layer], grad_biases[layer], rows = layer_backward(
-            h, source, out, mods[layer], spec.negative_slope, spec.gain
-        )
+        if spec.activation == "lrelu":
+            found = layer_backward(h, source, out, mods[layer], spec.negative_slope, spec.gain)
+        else:
+            u = activate_backward(h, sums[layer], spec.activation, spec.negative_slope, spec.gain)
+            found = sums_backward(u, source, mods[layer])
+        h, grad_mods[layer], grad_biases[layer], rows = found
         if layer in beside:
             h = h + beside.pop(layer)
         n = layer_noise(inputs, spec, layer)
@@ -265,18 +305,19 @@ def forward(inputs: StackInputs, spec: StackSpec, want_features: bool, save: boo
     """Serve a forward call: the last layer's features, the RGB sum, and what the backward needs."""
     x, batch, pixels = inputs.x, inputs.batch, inputs.pixels
     mods = modulate_all(inputs, spec)
-    outputs, summands, rgb = stack_layers(inputs, spec, mods)
+    outputs, summands, rgb, sums = stack_layers(inputs, spec, mods)
     rgb = _in_order_of(x, rgb)
     features = x.new_empty(0)
     if outputs and (want_features or save):
         features = _in_order_of(x, outputs[-1])
     activations, flat_mods = x.new_empty(0), x.new_empty(0)
     if save:
-        activations = empty_activations(x, spec.widths, batch, pixels, spec.blocks)
-        for layer in range(spec.depth - 1):
-            activation(activations, spec.widths, batch, pixels, layer).copy_(outputs[layer])
-        for block, y in enumerate(summands):
-            summand(activations, spec.widths, batch, pixels, spec.blocks, block).copy_(y)
+        widths, blocks = spec.saved
+        activations = empty_activations(x, widths, batch, pixels, blocks)
+        for layer in range(len(widths) - 2):
+            activation(activations, widths, batch, pixels, layer).copy_((sums or outputs)[layer])
+        for block in range(len(blocks)):
+            summand(activations, widths, batch, pixels, blocks, block).copy_(summands[block])
         packing = spec.packing(batch)
         flat_mods = x.new_zeros(packing.mod_numel)
         for matrix, m in zip(packing.matrices, mods):
@@ -295,12 +336,15 @@ def backward(
     """Serve a backward call."""
     batch, pixels = inputs.batch, inputs.pixels
     packing = spec.packing(batch)
-    outputs = [activation(saved.activations, spec.widths, batch, pixels, i) for i in range(spec.depth - 1)]
-    outputs += [saved.features] if spec.depth else []
-    sizes = (spec.widths, batch, pixels, spec.blocks)
-    summands = [summand(saved.activations, *sizes, block) for block in range(len(spec.blocks))]
+    widths, blocks = spec.saved
+    kept = [activation(saved.activations, widths, batch, pixels, i) for i in range(len(widths) - 2)]
+    if spec.activation == "lrelu":
+        outputs = [*kept, saved.features] if spec.depth else []
+        summands = [summand(saved.activations, widths, batch, pixels, blocks, k) for k in range(len(blocks))]
+    else:
+        outputs, summands = remake_outputs(inputs, spec, kept)
     mods = [packing.mod(saved.mods, matrix) for matrix in packing.matrices]
-    grads = stack_gradients(grad_features, grad_rgb, inputs, spec, outputs, mods, summands)
+    grads = stack_gradients(grad_features, grad_rgb, inputs, spec, outputs, mods, summands, kept)
     return grads if grads.x is None else grads._replace(x=_in_order_of(inputs.x, grads.x))
 
 
@@ -310,8 +354,8 @@ def differentiable_backward(
     """The backward as a differentiable function of its inputs, layers' outputs recomputed: the second order of every
     backend differentiates this."""
     mods = modulate_all(inputs, spec)
-    outputs, summands, _ = stack_layers(inputs, spec, mods)
-    return stack_gradients(grad_features, grad_rgb, inputs, spec, outputs, mods, summands)
+    outputs, summands, _, sums = stack_layers(inputs, spec, mods)
+    return stack_gradients(grad_features, grad_rgb, inputs, spec, outputs, mods, summands, sums)
 
 
 # --- the public signatures, served by plain autograd ----------------------------------------------------------------
@@ -322,7 +366,7 @@ def modfc_stack(x: Tensor, *args: Sequence, layout: str | None = None, skip: Ten
     first = args[0][0] if len(args[0]) else args[4][0]
     x, name = as_compute(x), infer_layout(x, first.shape[1], layout)
     inputs, spec = stack_call(to_pixels(x, name), *args, skip=skip_to_pixels(skip, name, x), **options)
-    outputs, _, rgb = stack_layers(inputs, spec, modulate_all(inputs, spec))
+    outputs, _, rgb, _ = stack_layers(inputs, spec, modulate_all(inputs, spec))
     features = from_pixels(outputs[-1], name, x) if outputs else None
     return features, from_pixels(rgb, name, x) if spec.rgb_after else None
 
@@ -338,7 +382,7 @@ def modfc(
     demodulate: bool = True,
     activation: str = "lrelu",
     negative_slope: float = 0.2,
-    gain: float = SQRT2,
+    gain: float | None = None,
     eps: float = 1e-8,
     layout: str | None = None,
     coords: Tensor | None = None,
@@ -346,8 +390,7 @@ def modfc(
 ) -> Tensor:
     """`functional.modfc` in plain PyTorch, differentiated by autograd: same arguments, no backend."""
     x, name = as_compute(x), infer_layout(x, weight.shape[1], layout)
-    slope = activation_slope(activation, negative_slope)
-    options = dict(demodulate=demodulate, negative_slope=slope, gain=gain, eps=eps)
+    options = dict(demodulate=demodulate, negative_slope=negative_slope, gain=gain, eps=eps, activation=activation)
     pixels = to_pixels(x, name)
     if style.dim() == 3:
         seed, given = split_noise(noise, 1, x.shape[0], pixels)
@@ -355,6 +398,8 @@ def modfc(
         if seed is not None:
             n = counter_noise.normal(seed, layer, x.shape[0], pixels.shape[1], check_coords(coords, x.shape[0], pixels))
             n = n.to(accumulation_dtype(x.dtype))
+        kind, slope, gain = resolve_activation(activation, negative_slope, gain)
+        options |= dict(activation=kind, negative_slope=slope, gain=gain)
         return from_pixels(modfc_per_pixel(pixels, weight, style, bias, n, noise_strength, **options), name, x)
     inputs, spec = stack_call(
         pixels, [weight], [style], [bias], [noise_strength],

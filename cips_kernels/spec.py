@@ -34,6 +34,7 @@ class StackSpec:
         blocks: (first, last) layer of each residual block, in order and apart: the block's output, which the next layer
             and the ToRGBs after `last` read, is `(y_last + skip(x_first)) / sqrt(2)`. The skip is the identity where
             both are as wide, otherwise a matrix among the weights.
+        activation: "lrelu", or "sin" or "sinrelu" (see `activations`), which the reference formulation serves.
     """
 
     widths: tuple[int, ...]
@@ -45,6 +46,7 @@ class StackSpec:
     eps: float = 1e-8
     first_layer: int = 0
     blocks: tuple[tuple[int, int], ...] = ()
+    activation: str = "lrelu"
 
     @property
     def depth(self) -> int:
@@ -54,6 +56,12 @@ class StackSpec:
     def packing(self, batch: int) -> Packing:
         """Offsets of every matrix for `batch` images."""
         return pack(self.widths, self.rgb_after, self.rgb_channels, self.demodulate, batch, self.blocks)
+
+    @property
+    def saved(self) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+        """Widths and blocks as which `packing` lays out what a forward saves. A leaky ReLU's backward reads signs off
+        outputs; a sine's reads the sums y of every layer, the last included, and makes outputs and blocks of them."""
+        return (self.widths, self.blocks) if self.activation == "lrelu" else ((*self.widths, 0), ())
 
     def rgbs_after(self, layer: int) -> list[int]:
         """Indices of the ToRGBs that read after `layer`."""
@@ -139,7 +147,8 @@ class StackInputs(NamedTuple):
 
 
 class StackSaved(NamedTuple):
-    """What the forward keeps for the backward: last features, earlier layers' outputs, modulated weights."""
+    """What the forward keeps for the backward: last features, earlier layers' outputs (every layer's sums y where the
+    activation is a sine), modulated weights."""
 
     features: Tensor
     activations: Tensor

@@ -5,6 +5,7 @@ a 1x1 convolution with as many groups as images, as StyleGAN2 and the published 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -34,14 +35,15 @@ def styled_conv(
     negative_slope: float = 0.2,
     gain: float = math.sqrt(2.0),
     eps: float = 1e-8,
+    tail: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """One layer on planes: convolution, noise `[B, 1, H, W]` times its strength, bias, leaky ReLU, gain."""
+    """One layer on planes: convolution, noise `[B, 1, H, W]` times its strength, bias, then leaky ReLU and gain, or `tail`."""
     y = modulated_conv(x, weight, style, demodulate, eps)
     if noise is not None:
         y = y + (noise if strength is None else strength * noise)
     if bias is not None:
         y = y + bias.view(1, -1, 1, 1)
-    return F.leaky_relu(y, negative_slope) * gain
+    return F.leaky_relu(y, negative_slope) * gain if tail is None else tail(y)
 
 
 def to_rgb(x: Tensor, weight: Tensor, style: Tensor, bias: Tensor | None, skip: Tensor | None) -> Tensor:
@@ -88,6 +90,7 @@ def stack(
     eps: float = 1e-8,
     blocks: tuple[tuple[int, int], ...] = (),
     skip_weights: list[Tensor | None] = (),
+    tail: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """A whole stack with the arguments of `functional.modfc_stack`: `x` and `skip` pixel-major, noise given `[L, B, P]`."""
     assert layout == "bpc"
@@ -102,7 +105,7 @@ def stack(
             entered = x if layer in [first for first, _ in blocks] else entered
             x = styled_conv(
                 x, weights[layer], styles[layer], biases[layer], n, noise_strengths[layer],
-                demodulate=demodulate, negative_slope=negative_slope, gain=gain, eps=eps,
+                demodulate=demodulate, negative_slope=negative_slope, gain=gain, eps=eps, tail=tail,
             )  # fmt: skip
             for (_, last), weight in zip(blocks, skip_weights or [None] * len(blocks)):
                 if last == layer:

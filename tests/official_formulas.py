@@ -64,18 +64,33 @@ class Activation(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
 
-class Styled(nn.Module):
-    """Modulated convolution, noise, bias, leaky ReLU times sqrt 2. `noise` `[B, 1, H, W]`, or None for none."""
+def sine(y: Tensor, kind: str) -> Tensor:
+    """`y` `[B, C, H, W]` through "sin", which has no factor, or "sinrelu", where even channels are leaky ReLUs and stand
+    before the odd ones, which are sines, all times sqrt 2."""
+    if kind == "sin":
+        return torch.sin(y)
+    assert kind == "sinrelu"
+    return torch.cat((F.leaky_relu(y[:, ::2], 0.2), torch.sin(y[:, 1::2])), 1) * GAIN
 
-    def __init__(self, inputs: int, outputs: int, style_dim: int) -> None:
+
+class Styled(nn.Module):
+    """Modulated convolution, noise, bias, leaky ReLU times sqrt 2 or a sine. `noise` `[B, 1, H, W]`, or None for none."""
+
+    def __init__(self, inputs: int, outputs: int, style_dim: int, activation: str | None = None) -> None:
         super().__init__()
+        self.activation = activation
         self.conv = Modulated(inputs, outputs, style_dim, demodulate=True)
         self.noise = Noise()
-        self.activate = Activation(outputs)
+        if activation is None:
+            self.activate = Activation(outputs)
+        else:  # the bias is the layer's own
+            self.bias = nn.Parameter(torch.zeros(1, outputs, 1, 1))
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
         x = self.conv(x, w)
         x = x if noise is None else x + self.noise.weight * noise
+        if self.activation is not None:
+            return sine(x + self.bias, self.activation)
         return F.leaky_relu(x + self.activate.bias.view(1, -1, 1, 1), 0.2) * GAIN
 
 
@@ -101,10 +116,10 @@ class EqualConv(nn.Module):
 class Block(nn.Module):
     """Two styled layers beside a skip, divided by sqrt 2."""
 
-    def __init__(self, inputs: int, outputs: int, style_dim: int) -> None:
+    def __init__(self, inputs: int, outputs: int, style_dim: int, activation: str | None = None) -> None:
         super().__init__()
-        self.conv1 = Styled(inputs, outputs, style_dim)
-        self.conv2 = Styled(outputs, outputs, style_dim)
+        self.conv1 = Styled(inputs, outputs, style_dim, activation)
+        self.conv2 = Styled(outputs, outputs, style_dim, activation)
         self.skip = nn.Sequential(EqualConv(inputs, outputs)) if inputs != outputs else None
 
     def forward(self, x: Tensor, w: Tensor, first: Tensor | None, second: Tensor | None) -> Tensor:
@@ -125,6 +140,7 @@ class OfficialGenerator(nn.Module):
         size: of the table.
         widths: of the first layer and of each block of two.
         fourier, table: channels.
+        activation: None for a leaky ReLU, "sin" or "sinrelu".
     """
 
     def __init__(
@@ -137,19 +153,20 @@ class OfficialGenerator(nn.Module):
         table: int = 512,
         style_dim: int = 512,
         mapping: int = 8,
+        activation: str | None = None,
     ) -> None:
         super().__init__()
         self.size, self.residual = size, residual
         self.lff = nn.ModuleDict({"ffm": nn.ModuleDict({"conv": nn.Conv2d(2, fourier, 1)})})
         self.emb = Table(table, size)
-        first = Styled(fourier + table, widths[0], style_dim)
+        first = Styled(fourier + table, widths[0], style_dim, activation)
         pairs = list(zip(widths, widths[1:]))
         if residual:
-            self.linears = nn.ModuleList([first, *(Block(i, o, style_dim) for i, o in pairs)])
+            self.linears = nn.ModuleList([first, *(Block(i, o, style_dim, activation) for i, o in pairs)])
             self.to_rgb_last = Colour(widths[-1], style_dim)
         else:
             self.conv1 = first
-            layers = [Styled(a, o, style_dim) for i, o in pairs for a in (i, o)]
+            layers = [Styled(a, o, style_dim, activation) for i, o in pairs for a in (i, o)]
             self.linears = nn.ModuleList(layers)
             self.to_rgbs = nn.ModuleList(Colour(o, style_dim) for _, o in pairs)
         layers = [Affine(style_dim, style_dim, lr_mul=0.01, active=True) for _ in range(mapping)]

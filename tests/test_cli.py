@@ -187,6 +187,35 @@ def test_a_converted_checkpoint_draws_what_the_official_one_does(official, tmp_p
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".tmp")]
 
 
+def test_a_checkpoint_with_a_sine_says_which_and_is_converted_with_a_word(tmp_path, capsys):
+    model = OfficialGenerator(4, (6, 6, 4), fourier=5, table=3, style_dim=8, mapping=2, activation="sin").randomise(1).eval()
+    source, ours, back = (str(tmp_path / name) for name in ("000010.pt", "ours.safetensors", "back.pt"))
+    torch.save({"g_ema": model.state_dict()}, source)
+    for arguments in (["convert", source, ours], ["info", source], ["sample", source, "--out", str(tmp_path / "a.png")]):
+        assert main(arguments) == 2
+        assert "cips convert --activation" in capsys.readouterr().err
+    assert main(["convert", source, ours, "--activation=relu"]) == 2
+    assert "activation: expected sin or sinrelu, got 'relu'" in capsys.readouterr().err
+    assert main(["convert", source, ours, "--activation=sin"]) == 0
+    assert main(["info", ours]) == 0
+    assert "activation  sin, by the reference formulation" in capsys.readouterr().out
+    z = torch.randn(2, 8)
+    with torch.no_grad():
+        theirs, drawn = model(full_grid(4, 4).expand(2, -1, -1, -1), z), load_generator(ours)(z, lookup="compat", noise="off")
+    torch.testing.assert_close(drawn, theirs, rtol=1e-4, atol=1e-4)
+    assert main(["convert", ours, back, "--activation=sin"]) == 2
+    assert "activation: expected none towards the official form" in capsys.readouterr().err
+    assert main(["convert", ours, back]) == 0
+    again = torch.load(back, weights_only=True)
+    assert all(torch.equal(again[key], value) for key, value in model.state_dict().items())
+
+
+def test_info_of_the_sine_preset(capsys):
+    assert main(["info", "sine"]) == 0
+    out = capsys.readouterr().out
+    assert "43,799,570 parameters" in out and "Fourier" not in out and "activation  sin" in out and "ToRGB after 15\n" in out
+
+
 def test_bad_input_is_one_line_and_status_2(checkpoint, official, tmp_path, capsys):
     (tmp_path / "text.pt").write_text("hello")
     out = str(tmp_path / "out.safetensors")
@@ -208,7 +237,7 @@ def test_bad_input_is_one_line_and_status_2(checkpoint, official, tmp_path, caps
         (["sample", checkpoint, "--device=toaster"], "device: 'toaster' cannot be used"),
         (["sample", checkpoint, "--count=1", "--out", f"{checkpoint}/x.png"], "x.png: cannot be written"),
         (["sample", checkpoint, "--colour=red"], "--colour=red"),
-        (["info", "tiny"], "model: expected paper, official, base, ne, no-fourier, residual, small, or the path"),
+        (["info", "tiny"], "model: expected paper, official, base, ne, no-fourier, residual, sine, stylegan2, small, or the path"),
         (["info", str(broken)], "broken.safetensors"),
         (["info", str(tmp_path / "text.pt")], "text.pt: not a whole checkpoint of the official code"),
         (["sample", str(tmp_path / "none.pt")], "none.pt: no such file"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +29,7 @@ def parameters(config: GeneratorConfig) -> int:
         ("ne", 10_246_674),
         ("no-fourier", 43_799_570),
         ("residual", 44_325_906),
+        ("sine", 43_799_570),
     ],
 )
 def test_parameters_of_the_presets(name, count):
@@ -75,9 +78,13 @@ def test_what_the_presets_are_made_of():
         "ne": (512, 0, (14,)),
         "no-fourier": (0, 512, (14,)),
         "official": (512, 512, tuple(range(2, 15, 2))),
+        "sine": (0, 512, (14,)),
     }.items():
         config = presets[name]
         assert (config.fourier_features, config.table_features, config.rgb_layers) == (fourier, table, rgb), name
+    assert {name for name, config in presets.items() if getattr(config, "activation", "lrelu") != "lrelu"} == {"sine"}
+    assert presets["sine"] == dataclasses.replace(presets["no-fourier"], activation="sin")
+    assert official_config(256, activation="sinrelu") == dataclasses.replace(presets["official"], activation="sinrelu")
     assert presets["official"].layer_widths == (512,) * 11 + (256, 256, 128, 128)
     assert official_config(1024).layer_widths[-4:] == (64, 64, 32, 32)
     assert official_config(1024, 2, True).layer_widths[-6:] == (128, 128, 128, 128, 64, 64)
@@ -92,6 +99,7 @@ def test_what_the_presets_are_made_of():
         ((2,), "size: .* got 2"),
         ((256.0,), "size: expected an integer"),
         ((256, 0), "channel_multiplier: expected an integer of at least 1, got 0"),
+        ((256, 2, False, "relu"), "activation: expected lrelu, sin, sinrelu, got 'relu'"),
     ],
 )
 def test_sizes_that_were_never_released(arguments, message):
@@ -150,3 +158,20 @@ def test_one_encoding_must_be_there():
         GeneratorConfig(fourier_features=0, table_features=0)
     with pytest.raises(ValueError, match="table_features: expected an integer of at least 0, got -1"):
         GeneratorConfig(table_features=-1)
+
+
+def test_the_configuration_in_the_docs_makes_a_generator():
+    """Not square, and a table of another shape: docs/generators.md, run as it stands."""
+    text = (Path(__file__).parents[1] / "docs" / "generators.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    names: dict = {}
+    exec(code, names)
+    g, wide = names["g"].eval(), names["wide"]
+    assert g.config.size == (192, 320) and g.encoding.table.size == (96, 100) and g.config.rgb_layers == (2, 5, 8)
+    assert wide.size == (256, 512) and wide.table_size is None
+    with torch.no_grad():
+        z, corner = torch.randn(1, 256), grids.tile((192, 320), 188, 310, 4, 10)
+        pixels = g(z, corner, noise=1)
+        # the table's last entry is the last pixel's embedding, whatever lies between
+        last = g.encoding(corner[-1:, -1])[0, 0, 512:]
+        assert pixels.shape == (1, 3, 4, 10) and torch.equal(last, g.encoding.table.weight[-1, -1])

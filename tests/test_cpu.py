@@ -106,7 +106,7 @@ def test_saved_outputs_lie_where_packing_says(dtype, channel_major):
         features, _, saved = cpu.forward(inputs, spec, False, True)
     assert saved.activations.shape == (packing.activation_offsets(spec.widths, 2, TILE + 5)[-1],)
     assert saved.activations.isfinite().all() and saved.mods.numel() == 0
-    outputs, _, _ = reference.stack_layers(inputs, spec, reference.modulate_all(inputs, spec))
+    outputs, *_ = reference.stack_layers(inputs, spec, reference.modulate_all(inputs, spec))
     for layer, output in enumerate(outputs):
         kept = saved_output(inputs, spec, StackSaved(features, saved.activations, saved.mods), layer)
         torch.testing.assert_close(

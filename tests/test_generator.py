@@ -440,5 +440,5 @@ def test_no_images_and_no_points():
 
 
 def test_unknown_preset():
-    with pytest.raises(ValueError, match="one of paper, official, base, ne, no-fourier, residual, small, got 'huge'"):
+    with pytest.raises(ValueError, match="one of paper, official, base, ne, no-fourier, residual, sine, stylegan2, small, got 'huge'"):
         Generator("huge")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cips import Generator, GeneratorConfig, UsageError, grids, official_config
+from cips import Generator, GeneratorConfig, UsageError, grids, official, official_config
 from official_formulas import OfficialGenerator, full_grid
 
 TINY = dict(fourier=7, table=9, style_dim=12, mapping=3)
@@ -61,12 +61,13 @@ def test_a_state_dict_comes_back_bit_for_bit(residual, dtype):
     assert_same(state, before)  # nothing is shared
 
 
+@pytest.mark.parametrize("activation", [None, "sin", "sinrelu"])
 @pytest.mark.parametrize("residual, keys", [(False, 122), (True, 100)])
-def test_the_released_architectures(residual, keys):
+def test_the_released_architectures(residual, keys, activation):
     widths = (512, 512, 512, 512, 512, 512, 256, 128)
     with torch.device("meta"):
-        state = OfficialGenerator(256, widths, residual=residual).state_dict()
-        ours = Generator(official_config(256, residual=residual)).to_official()
+        state = OfficialGenerator(256, widths, residual=residual, activation=activation).state_dict()
+        ours = Generator(official_config(256, residual=residual, activation=activation or "lrelu")).to_official()
     assert len(state) == keys
     assert [(key, value.shape) for key, value in ours.items()] == [(key, value.shape) for key, value in state.items()]
     if residual:
@@ -174,6 +175,29 @@ def test_images_are_the_official_ones_in_eval_mode(residual, kind, dtype, tolera
         assert (noisy - theirs).std() > 0.02
 
 
+@pytest.mark.parametrize("activation", ["sin", "sinrelu"])
+@pytest.mark.parametrize("kind", ["full", "irregular"])
+@pytest.mark.parametrize("residual", [False, True])
+def test_sines_are_the_official_ones(residual, kind, activation):
+    model = make(residual, activation=activation).double()
+    g = Generator.from_official(model.state_dict(), activation=activation)
+    assert g.config.activation == activation
+    assert_same(g.to_official(), model.state_dict())
+    coords, call = points(kind)
+    z, noise = torch.randn(2, 12, dtype=torch.float64), torch.randn(7, 2, 1, *coords.shape[2:], dtype=torch.float64)
+    theirs = model(coords.double(), z, noise)
+    ours = g(z, lookup="compat", noise=noise[:, :, 0], **call)
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    with torch.no_grad():
+        torch.testing.assert_close(g(z, lookup="compat", noise=noise[:, :, 0], **call), theirs, rtol=1e-9, atol=1e-9)
+    sent = torch.randn_like(theirs)
+    (theirs * sent).sum().backward()
+    (ours * sent).sum().backward()
+    for entry in official.entries(g.config):
+        mine, want = g.get_parameter(entry.parameter).grad, model.get_parameter(entry.key).grad
+        torch.testing.assert_close(entry.to_official(mine), want, rtol=1e-8, atol=1e-8, msg=lambda text, key=entry.key: f"{key}: {text}")
+
+
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.float64, 1e-9)])
 @pytest.mark.parametrize("residual", [False, True])
 def test_exact_images_are_the_official_ones_in_training(residual, dtype, tolerance):
@@ -248,7 +272,7 @@ def rename(state: dict, old: str, new: str, shape: tuple | None = None) -> None:
     state[new] = value if shape is None else value.reshape(shape)
 
 
-SINE = "activation 'sin' or 'sinrelu'"
+SINE = "activation is 'sin' or 'sinrelu': give activation="
 CHANGES = {
     "missing": (lambda s: s.pop("linears.3.noise.weight"), "key 'linears.3.noise.weight' is missing"),
     "missing weight": (lambda s: s.pop("linears.3.conv.weight"), "key 'linears.3.conv.weight' is missing"),
@@ -307,6 +331,17 @@ def test_sines_in_residual_blocks_are_named():
     rename(state, "linears.2.conv1.activate.bias", "linears.2.conv1.bias", (1, 8, 1, 1))
     with pytest.raises(UsageError, match=f"key 'linears.2.conv1.bias' .*{SINE}"):
         Generator.from_official(state)
+
+
+def test_an_activation_that_the_keys_contradict():
+    with pytest.raises(UsageError, match="state dict: expected layers with a sine .* for activation 'sin', got leaky ReLUs"):
+        Generator.from_official(state_of(make()), activation="sin")
+    with pytest.raises(ValueError, match="activation: expected None, 'sin' or 'sinrelu', got 'lrelu'"):
+        Generator.from_official(state_of(make()), activation="lrelu")
+    state = state_of(make(activation="sin"))
+    rename(state, "linears.2.bias", "linears.2.activate.bias", (8,))
+    with pytest.raises(UsageError, match="key 'linears.2.bias' is missing"):
+        Generator.from_official(state, activation="sinrelu")
 
 
 def test_other_architectures_and_other_things():

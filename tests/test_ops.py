@@ -34,13 +34,11 @@ CASES = {
 }
 
 
-def stack_arguments(case: StackCase, backend: str, save: bool = True) -> tuple:
+def stack_arguments(case: StackCase, backend: str, save: bool = True, activation: str = "lrelu") -> tuple:
     """The arguments of the operator `modfc_stack`, as leaves."""
-    inputs, spec = case.call(lambda x, *a, layout, **k: stack_call(x, *a, **k))
+    inputs, spec = case.call(lambda x, *a, layout, **k: stack_call(x, *a, **k), activation=activation)
     leaves = [t if t is None else t.detach().requires_grad_(save and t.is_floating_point()) for t in inputs]
-    values = [list(spec.widths), list(spec.rgb_after), spec.rgb_channels, spec.demodulate]
-    values += [spec.negative_slope, spec.gain, spec.eps, spec.first_layer]
-    return *leaves, *values, [layer for block in spec.blocks for layer in block], True, save, backend
+    return *leaves, *ops._spec_values(spec), True, save, backend
 
 
 def channel_major(case: StackCase) -> StackCase:
@@ -61,6 +59,13 @@ def test_opcheck_stack(name, order, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("save", [True, False])
+def test_opcheck_stack_of_sines(save, backend):
+    arguments = stack_arguments(random_stack(**CASES["blocks"]), backend, save, "sinrelu")
+    opcheck(torch.ops.cips_kernels.modfc_stack.default, arguments)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck_stack_without_gradients(backend):
     opcheck(
         torch.ops.cips_kernels.modfc_stack.default,
@@ -69,16 +74,18 @@ def test_opcheck_stack_without_gradients(backend):
 
 
 @pytest.mark.parametrize(
-    "needs, backend",
+    "needs, backend, activation",
     [
-        ((True,) * 4, "reference"),
-        ((True,) * 4, "cpu"),
-        ((True, False, False, True), "reference"),
-        ((False, True, False, False), "cpu"),
+        ((True,) * 4, "reference", "lrelu"),
+        ((True,) * 4, "cpu", "lrelu"),
+        ((True, False, False, True), "reference", "lrelu"),
+        ((False, True, False, False), "cpu", "lrelu"),
+        ((True,) * 4, "cpu", "sin"),
+        ((False, True, False, True), "reference", "sinrelu"),
     ],
 )
-def test_opcheck_stack_backward(needs, backend):
-    args = stack_arguments(channel_major(random_stack((6, 5, 4), (0, 1))), backend)
+def test_opcheck_stack_backward(needs, backend, activation):
+    args = stack_arguments(channel_major(random_stack((6, 5, 4), (0, 1))), backend, activation=activation)
     features, rgb, activations, mods = torch.ops.cips_kernels.modfc_stack(*args)
     sent = [torch.randn_like(out).requires_grad_() for out in (features, rgb)]
     saved = [t.detach() for t in (features, activations, mods)]

@@ -307,7 +307,7 @@ def test_every_kind_of_source_trains_alike(folder, tmp_path, capsys, kind):
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"r1": -1.0}, "r1"),
         ({"d_width": 0.0}, "d_width"),
-        ({"preset": "huge"}, "preset: expected auto, paper or official or base or ne or no-fourier or residual or small"),
+        ({"preset": "huge"}, "preset: expected auto, paper or official or base or ne or no-fourier or residual or sine or stylegan2 or small"),
         ({"dtype": "int8"}, "dtype: expected auto, float32 or bfloat16"),
     ],
 )

@@ -18,10 +18,11 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from .config import GeneratorConfig
+from .architectures import config_from_dict, make_generator
 from .errors import UsageError
 from .generator import Generator
 from .states import check_state, read_torch_file
+from .stylegan2 import StyleGAN2
 
 GENERATOR_FORMAT = "cips.generator"
 TRAINING_FORMAT = "cips.training"
@@ -81,7 +82,7 @@ def load_state(source: str, module: nn.Module, state: Mapping[str, Tensor]) -> N
     module.load_state_dict(state)
 
 
-def save_generator(path: str | os.PathLike[str], generator: Generator, **notes: Any) -> None:
+def save_generator(path: str | os.PathLike[str], generator: Generator | StyleGAN2, **notes: Any) -> None:
     """Writes a generator as safetensors; config and `notes` (JSON values) stand in the file's metadata."""
     from safetensors.torch import save
 
@@ -102,7 +103,7 @@ def load_generator(
     *,
     dtype: torch.dtype | None = None,
     backend: str = "auto",
-) -> Generator:
+) -> Generator | StyleGAN2:
     """Reads what `save_generator` wrote, in eval mode on `device`. `dtype` and `backend` as in `Generator`.
 
     Args:
@@ -131,10 +132,10 @@ def load_generator(
     if metadata.get("version") != str(VERSION):
         raise UsageError(f"{path}: format version {metadata.get('version')}; this package reads {VERSION}")
     try:
-        config = GeneratorConfig.from_dict(json.loads(metadata["config"]))
+        config = config_from_dict(json.loads(metadata["config"]))
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{path}: metadata 'config': {error}") from error
-    generator = Generator(config, dtype=dtype, backend=backend)
+    generator = make_generator(config, dtype=dtype, backend=backend)
     load_state(str(path), generator, state)
     return generator.to(device).eval()
 

@@ -17,13 +17,15 @@ import torch
 
 from cips_kernels.encoding import LOOKUPS
 
+from .architectures import make_generator
 from .checkpoint import atomic_file, load_generator, save_generator
 from .commands import COMMANDS
-from .commands.shared import OFFICIAL_SUFFIXES, check_out, open_generator, opened
+from .commands.shared import OFFICIAL_SUFFIXES, check_out, open_generator, opened_any
 from .config import presets
 from .data import command as data_command
 from .errors import UsageError
 from .generator import Generator
+from .official import SINES
 from .pictures import image_grid, save_png, to_uint8
 from .sampler import Sampler
 from .summary import summary
@@ -131,6 +133,7 @@ def _parser(kind: Any) -> Any:
     convert.add_argument("out", type=str, help="the file to write, NAME.safetensors or NAME.pt")
     convert.add_argument("--which", type=str, default=None, help="state dict of a training checkpoint; by default g_ema, or else g")
     convert.add_argument("--size", type=int, default=None, help="pixels a side where they are not the table's: 1024 for ffhq1024")
+    convert.add_argument("--activation", type=str, default=None, help="'sin' or 'sinrelu' for a class with a sine, whose files do not tell which")
     commands.add_subcommand("convert", convert, help="official checkpoints to this package's format, or back")
 
     data = command(data_command.USAGE, data_command.DESCRIPTION)
@@ -185,13 +188,18 @@ def _sample(
     if dtype not in DTYPES:
         raise UsageError(f"dtype: expected {' or '.join(DTYPES)}, got {dtype!r}")
     check_out(out)
-    generator = opened(checkpoint, device, dtype)
+    generator = opened_any(checkpoint, device, dtype)
     random = torch.Generator().manual_seed(seed)
     latents = torch.randn(count, generator.config.style_dim, generator=random)
     grid = Path(out).suffix.lower() == ".png"
     parts = []
     batch = min(batch, count)
-    sampler = Sampler(generator, batch, size=size, lookup=lookup)
+    if isinstance(generator, Generator):
+        sampler = Sampler(generator, batch, size=size, lookup=lookup)
+    elif size is None:
+        sampler = generator
+    else:
+        raise UsageError(f"size: expected none for a StyleGAN2, which draws {generator.config.size[0]}x{generator.config.size[1]} pixels")
     with tqdm(total=count, unit="image", delay=2, leave=False) as bar:
         for start in range(0, count, batch):
             z = latents[start : start + batch].to(generator.w_mean.device)
@@ -220,7 +228,7 @@ def _sample(
 def _info(model: str) -> int:
     if model in presets:
         with torch.device("meta"):
-            generator = Generator(presets[model])
+            generator = make_generator(model)
         title = f"preset {model}"
     elif Path(model).exists():
         generator, title = open_generator(model), model
@@ -233,20 +241,25 @@ def _info(model: str) -> int:
     return 0
 
 
-def _convert(source: str, out: str, which: str | None, size: int | None) -> int:
+def _convert(source: str, out: str, which: str | None, size: int | None, activation: str | None) -> int:
+    if activation not in (None, *SINES):
+        raise UsageError(f"activation: expected {' or '.join(SINES)}, got {activation!r}")
     if size is not None and size < 1:
         raise UsageError(f"size: expected an integer of at least 1, got {size}")
     ends = Path(source).suffix.lower() in OFFICIAL_SUFFIXES, Path(out).suffix.lower()
     if ends not in ((True, ".safetensors"), (False, ".pt")):
         raise UsageError(f"out: expected NAME{'.safetensors' if ends[0] else '.pt'} for what {source} becomes, got {out}")
     if ends[0]:
-        generator = Generator.from_official(source, which=which, size=size)
+        generator = Generator.from_official(source, which=which, size=size, activation=activation)
         save_generator(out, generator, official=Path(source).name, official_lookup="compat")
         print(f"{out}: {_kind(generator)} of {source}; --lookup compat draws what the official code does when evaluated")
         return 0
-    if which is not None or size is not None:
-        raise UsageError(f"{'size' if which is None else 'which'}: expected none towards the official form, which has no place for it")
+    for name, value in (("which", which), ("size", size), ("activation", activation)):
+        if value is not None:
+            raise UsageError(f"{name}: expected none towards the official form, which has no place for it")
     generator = load_generator(source)
+    if not isinstance(generator, Generator):
+        raise UsageError(f"{source}: a StyleGAN2, for which there is no official form of CIPS")
     try:
         state = generator.to_official()
     except ValueError as error:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import grids
+from .stylegan2_config import StyleGAN2Config
+
+GENERATOR_ACTIVATIONS = ("lrelu", "sin", "sinrelu")
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class GeneratorConfig:
             layer, the last included, or with `residual` the last alone.
         residual: residual blocks of two layers behind the first layer (the official `CIPSres`), each `(conv2(
             conv1(x)) + skip(x)) / sqrt(2)`; the number of layers is odd then.
+        activation: of every modulated layer: "lrelu" (slope 0.2, gain sqrt 2), or the official code's "sin" (no gain) or
+            "sinrelu" (even channels leaky ReLUs, odd ones sines, gain sqrt 2). The sines have no fused kernel.
     """
 
     size: tuple[int, int] = (256, 256)
@@ -46,6 +51,7 @@ class GeneratorConfig:
     widths: tuple[int, ...] | None = None
     rgb_after: tuple[int, ...] | None = None
     residual: bool = False
+    activation: str = "lrelu"
 
     def __post_init__(self) -> None:
         put = object.__setattr__  # the fields are frozen; lists, as JSON gives them, become tuples
@@ -67,6 +73,8 @@ class GeneratorConfig:
             depth = len(self.layer_widths)
             if not self.rgb_after or not all(-depth <= n < depth for n in self.rgb_after):
                 raise ValueError(f"rgb_after: expected layers from 0 to {depth - 1}, got {self.rgb_after}")
+        if self.activation not in GENERATOR_ACTIVATIONS:
+            raise ValueError(f"activation: expected {', '.join(GENERATOR_ACTIVATIONS)}, got {self.activation!r}")
         if not isinstance(self.residual, bool):
             raise ValueError(f"residual: expected True or False, got {self.residual!r}")
         if self.residual and len(self.layer_widths) % 2 == 0:
@@ -166,7 +174,9 @@ _OFFICIAL_SKIP = (256, 128, 64, 32, 16)
 _OFFICIAL_RESIDUAL = (256, 128, 64, 64, 32)
 
 
-def official_config(size: int, channel_multiplier: int = 2, residual: bool = False) -> GeneratorConfig:
+def official_config(
+    size: int, channel_multiplier: int = 2, residual: bool = False, activation: str = "lrelu"
+) -> GeneratorConfig:
     """The architecture of the released classes, whose layers taper: `CIPSskip` or `CIPSres`.
 
     One layer and log2(size) - 1 blocks of two, 512 wide at first; the paper's text has 512 throughout (supplement section 1).
@@ -175,9 +185,11 @@ def official_config(size: int, channel_multiplier: int = 2, residual: bool = Fal
         size: height and width of image and table, a power of two from 4 to 1024.
         channel_multiplier: of the blocks from the fifth on.
         residual: `CIPSres`.
+        activation: "lrelu" (officially None), "sin" or "sinrelu". Unlike the paper's sine variant the classes keep their
+            Fourier features.
 
     Raises:
-        ValueError: a size or multiplier that the classes do not have.
+        ValueError: a size, multiplier or activation that the classes do not have.
     """
     for name, value in (("size", size), ("channel_multiplier", channel_multiplier)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -187,7 +199,7 @@ def official_config(size: int, channel_multiplier: int = 2, residual: bool = Fal
     tapered = _OFFICIAL_RESIDUAL if residual else _OFFICIAL_SKIP
     blocks = [512] * _OFFICIAL_FIXED + [channel_multiplier * n for n in tapered]
     widths = (512, *(width for width in blocks[: size.bit_length() - 2] for _ in range(2)))
-    return GeneratorConfig(size=(size, size), residual=residual, **layer_fields(widths))
+    return GeneratorConfig(size=(size, size), residual=residual, activation=activation, **layer_fields(widths))
 
 
 def layer_fields(widths: tuple[int, ...]) -> dict[str, Any]:
@@ -197,13 +209,15 @@ def layer_fields(widths: tuple[int, ...]) -> dict[str, Any]:
     return {"widths": widths}
 
 
-presets: dict[str, GeneratorConfig] = {
+presets: dict[str, GeneratorConfig | StyleGAN2Config] = {
     "paper": GeneratorConfig(),
     "official": official_config(256),
     "base": GeneratorConfig(rgb_after=(-1,)),
     "ne": GeneratorConfig(table_features=0, rgb_after=(-1,)),
     "no-fourier": GeneratorConfig(fourier_features=0, rgb_after=(-1,)),
     "residual": GeneratorConfig(residual=True),
+    "sine": GeneratorConfig(fourier_features=0, rgb_after=(-1,), activation="sin"),
+    "stylegan2": StyleGAN2Config(),
     "small": GeneratorConfig(
         size=(64, 64),
         style_dim=128,
@@ -225,6 +239,9 @@ presets: dict[str, GeneratorConfig] = {
 - "ne": base without embeddings: 10,246,674, the paper's 10.2 M.
 - "no-fourier": base without Fourier features: 43,799,570.
 - "residual": base in residual blocks: 44,325,906, since a skip between equal widths has no parameters.
+- "sine": no-fourier with sines in place of all leaky ReLUs: 43,799,570.
+- "stylegan2": the convolutional generator that the paper compares with, config F, made by `StyleGAN2` and not by
+  `Generator` (`make_generator` makes either): 30,034,338, the paper's 30.0 M.
 
 "small" trains on a CPU in minutes.
 """

@@ -16,19 +16,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cips_kernels import FusedModFCStack
 
 from . import grids, official
 from .config import GeneratorConfig, presets
 from .encodings import CoordinateEncoding
-from .layers import EqualLinear, PixelNorm
-
-W_MEAN_DECAY = 0.998  # per training batch, as StyleGAN2 tracks its mean w
+from .mapping import MappedGenerator, describe
 
 
-class Generator(nn.Module):
+class Generator(MappedGenerator):
     """Images from latent vectors, at any coordinates.
 
     Args:
@@ -43,8 +41,6 @@ class Generator(nn.Module):
             `estimate_w_mean` found; kept in the state dict.
     """
 
-    w_mean: Tensor
-
     def __init__(
         self,
         config: GeneratorConfig | str = "paper",
@@ -52,24 +48,18 @@ class Generator(nn.Module):
         dtype: torch.dtype | None = None,
         backend: str = "auto",
     ) -> None:
-        super().__init__()
         if isinstance(config, str):
             if config not in presets:
                 raise ValueError(
                     f"config: expected a GeneratorConfig or one of {', '.join(presets)}, got {config!r}"
                 )
             config = presets[config]
+        if not isinstance(config, GeneratorConfig):
+            raise TypeError(f"config: expected a GeneratorConfig, got {type(config).__name__}; see cips.make_generator")
+        # styles in W+: one for every layer, then one for every ToRGB
+        n_styles = len(config.layer_widths) + len(config.rgb_layers)
+        super().__init__(config.style_dim, config.mapping_layers, config.mapping_lr_mul, n_styles, dtype)
         self.config = config
-        self.dtype = dtype
-        self.mapping = nn.Sequential(
-            PixelNorm(),
-            *(
-                EqualLinear(
-                    config.style_dim, config.style_dim, lr_mul=config.mapping_lr_mul, activation="lrelu"
-                )
-                for _ in range(config.mapping_layers)
-            ),
-        )
         self.encoding = CoordinateEncoding(
             config.fourier_features,
             config.table_features,
@@ -81,14 +71,9 @@ class Generator(nn.Module):
             config.style_dim,
             rgb_after=list(config.rgb_layers),
             blocks=config.blocks,
+            activation=config.activation,
             backend=backend,
         )
-        self.register_buffer("w_mean", torch.zeros(config.style_dim))
-
-    @property
-    def n_styles(self) -> int:
-        """Styles in W+: one for every layer, then one for every ToRGB."""
-        return len(self.config.layer_widths) + len(self.config.rgb_layers)
 
     def forward(
         self,
@@ -140,50 +125,6 @@ class Generator(nn.Module):
             return rgb
         return rgb.unflatten(1, shape).permute(0, 3, 1, 2)
 
-    def styles(
-        self, z: Tensor, *, input_is_w: bool = False, truncation: float = 1.0, blended: bool = False
-    ) -> Tensor:
-        """Truncated w: the first half of `forward`, with the same arguments; `blended`: K for each image."""
-        dim, parameter = self.config.style_dim, self.w_mean
-        many = "B, K" if blended else "B"
-        wanted = f"[{many}, {dim}]" + (f" or [{many}, {self.n_styles}, {dim}]" if input_is_w else "")
-        if not isinstance(z, Tensor) or not z.is_floating_point():
-            raise TypeError(f"z: expected a floating-point tensor {wanted}, got {_describe(z)}")
-        rank = 3 if blended else 2
-        in_w_plus = input_is_w and z.dim() == rank + 1 and z.shape[-2] == self.n_styles
-        if not (z.dim() == rank or in_w_plus) or z.shape[-1] != dim:
-            raise ValueError(f"z: expected {wanted}, got {_describe(z)}")
-        if blended:
-            w = self.styles(z.flatten(0, 1), input_is_w=input_is_w, truncation=truncation)
-            return w.unflatten(0, z.shape[:2])
-        if z.device != parameter.device:
-            raise ValueError(
-                f"z: is on {z.device} but the generator is on {parameter.device}; move both to one device"
-            )
-        w = z.to(parameter.dtype)
-        if not input_is_w:
-            with torch.autocast(z.device.type, enabled=False):
-                w = self.mapping(w)
-            if self.training and len(w):
-                with torch.no_grad():
-                    self.w_mean.lerp_(w.mean(0), 1 - W_MEAN_DECAY)
-        if truncation != 1.0:
-            w = torch.lerp(self.w_mean.clone(), w, float(truncation))
-        return w
-
-    @torch.no_grad()
-    def estimate_w_mean(self, samples: int = 10_000, seed: int = 0) -> Tensor:
-        """Sets `w_mean` to the mean w of `samples` latents drawn from `seed`, and returns it."""
-        if samples < 1:
-            raise ValueError(f"samples: expected an integer of at least 1, got {samples!r}")
-        random = torch.Generator().manual_seed(seed)
-        total = torch.zeros_like(self.w_mean)
-        for start in range(0, samples, 1000):
-            count = min(1000, samples - start)
-            z = torch.randn(count, self.config.style_dim, generator=random)
-            total += self.mapping(z.to(total)).sum(0)
-        return self.w_mean.copy_(total / samples)
-
     @classmethod
     def from_official(
         cls,
@@ -192,6 +133,7 @@ class Generator(nn.Module):
         which: str | None = None,
         size: int | tuple[int, int] | None = None,
         mapping_lr_mul: float = 0.01,
+        activation: str | None = None,
         dtype: torch.dtype | None = None,
         backend: str = "auto",
     ) -> Generator:
@@ -207,17 +149,18 @@ class Generator(nn.Module):
             size: (height, width) of the image where it is not the table's: 1024 for the released `ffhq1024`, whose
                 table is 256x256.
             mapping_lr_mul: `lr_mlp` of the official class, which no file tells.
+            activation: "sin" or "sinrelu" for a class with a sine: its files tell that it is one, not which.
             dtype, backend: as in `Generator`.
 
         Parameters are float64 for a float64 state dict, otherwise float32.
 
         Raises:
-            UsageError: no such file, a damaged one or one that would run code, another kind of checkpoint, a sine as
-                activation, a key missing, extra or misshapen; naming the file and the key.
+            UsageError: no such file, a damaged one or one that would run code, another kind of checkpoint, a sine and no
+                word which, a key missing, extra or misshapen; naming the file and the key.
             TypeError, ValueError: an argument of another kind, named.
         """
         name, state = official.read_official(state_dict_or_path, which, official.GENERATORS)
-        config = official.official_generator_config(name, state, size, mapping_lr_mul)
+        config = official.official_generator_config(name, state, size, mapping_lr_mul, activation)
         parameters = {entry.parameter: entry.to_parameter(state[entry.key]) for entry in official.entries(config)}
         with torch.device("meta"):  # nothing is drawn that would be overwritten
             generator = cls(config, dtype=dtype, backend=backend)
@@ -245,28 +188,19 @@ class Generator(nn.Module):
         if size is not None:
             raise ValueError(f"size: expected None where coords are given, got {size!r}")
         if not isinstance(coords, Tensor) or not coords.is_floating_point():
-            raise TypeError(f"coords: expected a floating-point tensor [..., 2], got {_describe(coords)}")
+            raise TypeError(f"coords: expected a floating-point tensor [..., 2], got {describe(coords)}")
         if coords.device != w.device:
             raise ValueError(
                 f"coords: is on {coords.device} but the generator is on {w.device}; move both to one device"
             )
         if coords.shape[-1:] != (2,) or coords.dim() not in ((3, 4) if per_image else (2, 3, 4)):
             expected = "[B, P, 2] or [B, H, W, 2]" if per_image else "[P, 2], [H, W, 2] or [B, H, W, 2]"
-            raise ValueError(f"coords: expected {expected}, got {_describe(coords)}")
+            raise ValueError(f"coords: expected {expected}, got {describe(coords)}")
         each = per_image or coords.dim() == 4
         if each and len(coords) != len(w):
-            raise ValueError(f"coords: expected one set for each of {len(w)} images, got {_describe(coords)}")
+            raise ValueError(f"coords: expected one set for each of {len(w)} images, got {describe(coords)}")
         shape = tuple(coords.shape[1:-1] if each else coords.shape[:-1])
         return (coords.flatten(1, -2) if each else coords.flatten(0, -2)).float(), shape
-
-    def compute_dtype(self, device_type: str) -> torch.dtype:
-        """Of the encodings and the stack in a call made now: see `dtype`."""
-        if self.dtype is not None:
-            return self.dtype
-        if torch.is_autocast_enabled(device_type) and self.w_mean.dtype != torch.float64:
-            return torch.get_autocast_dtype(device_type)
-        return self.w_mean.dtype
-
 
 def stack_noise(noise: str | int | Tensor, device: torch.device) -> str | int | Tensor:
     """A generator's noise argument as its stack takes it."""
@@ -284,15 +218,9 @@ def _pixel_weights(blend: Tensor, shape: tuple[int, ...], w: Tensor) -> Tensor:
     batch, count = w.shape[:2]
     forms = ((*shape, count), (batch, *shape, count))
     if not isinstance(blend, Tensor) or not blend.is_floating_point():
-        raise TypeError(f"blend: expected a floating-point tensor {list(forms[0])}, got {_describe(blend)}")
+        raise TypeError(f"blend: expected a floating-point tensor {list(forms[0])}, got {describe(blend)}")
     if tuple(blend.shape) not in forms:
-        raise ValueError(f"blend: expected {list(forms[0])} or {list(forms[1])}, got {_describe(blend)}")
+        raise ValueError(f"blend: expected {list(forms[0])} or {list(forms[1])}, got {describe(blend)}")
     if blend.device != w.device:
         raise ValueError(f"blend: is on {blend.device} but the generator is on {w.device}; move both to one device")
     return blend.flatten(0, -2) if blend.dim() == len(forms[0]) else blend.flatten(1, -2)
-
-
-def _describe(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device}"
-    return f"{type(value).__name__} {value!r}"

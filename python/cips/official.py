@@ -21,6 +21,7 @@ from .errors import UsageError
 from .states import check_state, read_torch_file
 
 GENERATORS = ("g_ema", "g")  # of a training checkpoint, the one to prefer first
+SINES = ("sin", "sinrelu")  # `activation` of the official classes, whose keys are the same
 _SINE_BIAS = re.compile(r"(conv1|linears\.\d+(\.conv[12])?)\.bias")
 _RESIDUAL = re.compile(r"to_rgb_last\.|linears\.\d+\.conv[12]\.")
 _NUMBERED = re.compile(r"(linears|to_rgbs|style)\.(\d+)\.")
@@ -105,6 +106,7 @@ def official_generator_config(
     state: Mapping[str, Tensor],
     size: int | tuple[int, int] | None = None,
     mapping_lr_mul: float = 0.01,
+    activation: str | None = None,
 ) -> GeneratorConfig:
     """The architecture of an official generator's state dict, all of whose keys and shapes agree with it.
 
@@ -113,21 +115,28 @@ def official_generator_config(
         state: as `read_official` returns it.
         size: (height, width) of the image; None: of the table.
         mapping_lr_mul: the factor of the mapping network, which no shape tells.
+        activation: "sin" or "sinrelu" where layers have a sine; None where they have leaky ReLUs.
 
     Raises:
-        UsageError: another kind of state dict, an activation that is not served, a key missing, extra or misshapen.
+        UsageError: another kind of state dict, an activation that the keys contradict or do not settle, a key missing,
+            extra or misshapen.
+        ValueError: an activation that the official classes do not have.
     """
     if not {"emb.input", "lff.ffm.conv.weight"} & set(state):
         some = ", ".join(list(state)[:3]) or "none"
         raise UsageError(
             f"{name}: not a generator of the official CIPS code: expected keys emb.input and lff.ffm.conv.weight, got {some}"
         )
+    if activation not in (None, *SINES):
+        raise ValueError(f"activation: expected None, {' or '.join(map(repr, SINES))}, got {activation!r}")
     sine = next((key for key in state if _SINE_BIAS.fullmatch(key)), None)
-    if sine is not None:
+    if sine is not None and activation is None:
         raise UsageError(
-            f"{name}: key {sine!r} belongs to a layer with a sine (activation 'sin' or 'sinrelu'), which is not served;"
-            " leaky ReLU is"
+            f"{name}: key {sine!r} belongs to a layer with a sine, and no key tells whether its activation is"
+            f" {' or '.join(map(repr, SINES))}: give activation= (from the shell: cips convert --activation)"
         )
+    if sine is None and activation is not None:
+        raise UsageError(f"{name}: expected layers with a sine (keys like conv1.bias) for activation {activation!r}, got leaky ReLUs")
     (fourier,) = _shape(name, state, "lff.ffm.conv.weight", "[F, 2, 1, 1]")
     table, *table_size = _shape(name, state, "emb.input", "[1, T, S, S]")
     style_dim, _ = _shape(name, state, "style.1.weight", "[D, D]")
@@ -149,6 +158,7 @@ def official_generator_config(
         table_features=table,
         table_size=None if size == tuple(table_size) else tuple(table_size),
         residual=residual,
+        activation=activation or "lrelu",
         **layer_fields(widths),
     )
     expected = {entry.key: torch.empty(entry.shape, device="meta") for entry in entries(config)}
@@ -202,18 +212,19 @@ def entries(config: GeneratorConfig) -> list[Entry]:
     for layer, prefix in enumerate(_prefixes(blocks, config.residual)):
         i, o = inputs[layer], inputs[layer + 1]
         parameter = f"synthesis.layers.{layer}"
-        found += _modulated(f"{prefix}.conv", parameter, i, o, dim)
-        found += [
-            Entry(f"{prefix}.noise.weight", (1,), f"{parameter}.noise_strength", ()),
-            Entry(f"{prefix}.activate.bias", (o,), f"{parameter}.bias", (o,)),
-        ]
+        parts = _modulated(f"{prefix}.conv", parameter, i, o, dim)
+        parts.append(Entry(f"{prefix}.noise.weight", (1,), f"{parameter}.noise_strength", ()))
+        if config.activation == "lrelu":
+            found += [*parts, Entry(f"{prefix}.activate.bias", (o,), f"{parameter}.bias", (o,))]
+        else:
+            # a module's own parameters stand before those of its parts
+            found += [Entry(f"{prefix}.bias", (1, o, 1, 1), f"{parameter}.bias", (o,)), *parts]
         if config.residual and prefix.endswith("conv2") and inputs[layer - 1] != o:
             block, entered = layer // 2, inputs[layer - 1]
             skip = (o, entered)
             found.append(Entry(f"linears.{block}.skip.0.weight", (*skip, 1, 1), f"synthesis.skips.{block - 1}", skip))
     for k, layer in enumerate(colours):
         prefix, parameter = "to_rgb_last" if config.residual else f"to_rgbs.{k}", f"synthesis.to_rgbs.{k}"
-        # a module's own parameters stand before those of its parts
         found.append(Entry(f"{prefix}.bias", (1, 3, 1, 1), f"{parameter}.bias", (3,)))
         found += _modulated(f"{prefix}.conv", parameter, widths[layer], 3, dim)
     for k in range(1, config.mapping_layers + 1):

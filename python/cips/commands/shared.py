@@ -16,6 +16,7 @@ from ..checkpoint import load_generator
 from ..errors import UsageError
 from ..generator import Generator
 from ..pictures import save_png, to_uint8
+from ..stylegan2 import StyleGAN2
 from ..training.config import DTYPES
 
 Command = Callable[[str, str], Any]
@@ -53,14 +54,22 @@ def opened(checkpoint: str, device: str, dtype: str) -> Generator:
     """The generator, in eval mode on its device.
 
     Raises:
-        UsageError: no such file or device, an unknown dtype.
+        UsageError: no such file or device, an unknown dtype, a generator whose pixels are not independent.
     """
+    generator = opened_any(checkpoint, device, dtype)
+    if not isinstance(generator, Generator):
+        raise UsageError(f"{checkpoint}: a StyleGAN2, which draws whole images only: cips sample and cips info take it")
+    return generator
+
+
+def opened_any(checkpoint: str, device: str, dtype: str) -> Generator | StyleGAN2:
+    """As `opened`, of any kind."""
     if dtype not in DTYPES:
         raise UsageError(f"dtype: expected {' or '.join(DTYPES)}, got {dtype!r}")
     return open_generator(checkpoint, find_device(device), DTYPES[dtype])
 
 
-def open_generator(path: str, device: str = "cpu", dtype: torch.dtype | None = None) -> Generator:
+def open_generator(path: str, device: str = "cpu", dtype: torch.dtype | None = None) -> Generator | StyleGAN2:
     """A generator of this package or of the official code, told by the name's ending, in eval mode."""
     if Path(path).suffix.lower() in OFFICIAL_SUFFIXES:
         return Generator.from_official(path, dtype=dtype).to(device).eval()

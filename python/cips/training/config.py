@@ -12,6 +12,7 @@ import torch
 from ..config import DiscriminatorConfig, GeneratorConfig, presets
 from ..data import Preparation, data_name
 from ..errors import UsageError
+from ..stylegan2_config import StyleGAN2Config
 
 AUTO = "auto"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -45,7 +46,7 @@ _FULL_SIZE = Defaults(
     checkpoint_every=2000,
 )
 PRESET_DEFAULTS = {
-    **dict.fromkeys(("paper", "official", "base", "ne", "no-fourier", "residual"), _FULL_SIZE),
+    **dict.fromkeys(("paper", "official", "base", "ne", "no-fourier", "residual", "sine", "stylegan2"), _FULL_SIZE),
     "small": Defaults(
         batch=16,
         steps=1000,
@@ -166,13 +167,17 @@ class TrainConfig:
         out = self.out or f"runs/{data_name(self.data)}-{self.size}"
         return dataclasses.replace(self, **filled, device=device, preset=preset, dtype=dtype, out=out)
 
-    def generator_config(self) -> GeneratorConfig:
+    def generator_config(self) -> GeneratorConfig | StyleGAN2Config:
         """The generator's architecture (of resolved options)."""
         config = dataclasses.replace(presets[self.preset], size=(self.size, self.size))
         names = ("width", "n_layers", "table_init_std")
         changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        fields = {field.name for field in dataclasses.fields(config)}
+        for name in changes:
+            if name not in fields:
+                raise UsageError(f"{name}: expected none with preset {self.preset!r}, which has no such thing")
         for name in ("width", "n_layers"):
-            if name in changes and config.widths is not None:
+            if name in changes and getattr(config, "widths", None) is not None:
                 raise UsageError(f"{name}: expected none with preset {self.preset!r}, whose layers have widths of their own")
         try:
             return dataclasses.replace(config, **changes)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..architectures import make_generator
 from ..checkpoint import load_state
 from ..discriminator import Discriminator
 from ..errors import UsageError
-from ..generator import Generator
 from .config import DTYPES, TrainConfig
 from .ema import AveragedModel
 from .losses import discriminator_loss, generator_loss, r1_penalty
@@ -49,7 +49,7 @@ class TrainingState:
         on_gpu = self.device.type == "cuda"
         # None: as the parameters, which are float32
         dtype = None if config.dtype == "float32" else DTYPES[config.dtype]
-        self.generator = Generator(config.generator_config(), dtype=dtype, backend=config.backend).to(
+        self.generator = make_generator(config.generator_config(), dtype=dtype, backend=config.backend).to(
             self.device
         )
         self.discriminator = Discriminator(config.discriminator_config(), dtype=dtype).to(self.device)
