@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from cips import Generator, GeneratorConfig, load_generator, save_generator
@@ -76,10 +77,10 @@ def test_the_first_command_trains_on_the_built_in_images(tmp_path):
         "cips: error: out: runs/earth-64 holds a run; "
         "add --resume auto to go on with it, or choose another --out\n"
     )
-    config = ["--config", str(run / "config.json"), "--steps", "4", "--resume", "auto"]
+    config = ["--config", str(run / "config.yaml"), "--steps", "4", "--resume", "auto"]
     done = subprocess.run([*command, "train", *config], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "going on from" in done.stderr, done.stderr
-    assert json.loads((run / "config.json").read_text())["steps"] == 4
+    assert yaml.safe_load((run / "config.yaml").read_text())["steps"] == 4
     done = subprocess.run([*command, "sample", "runs/earth-64"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and pixels(tmp_path / "samples.png").shape == (6 * 66 - 2, 6 * 66 - 2, 3), (
         done.stderr

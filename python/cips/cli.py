@@ -72,7 +72,7 @@ def _parser(kind: Any) -> Any:
 
     train = command("cips train [options]", "Train a generator. First try: cips train --data earth --size 64")
     train.add_argument(
-        "--config", action="config", help="JSON or YAML file of options, such as a run's config.json"
+        "--config", action="config", help="YAML or JSON file of options, such as a run's config.yaml"
     )
     hints = typing.get_type_hints(TrainConfig)
     for field in dataclasses.fields(TrainConfig):

@@ -12,6 +12,7 @@ import torch
 from ..config import DiscriminatorConfig, GeneratorConfig, presets
 from ..data import Preparation, data_name
 from ..errors import UsageError
+from ..metrics.options import parse_metrics
 
 AUTO = "auto"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -56,6 +57,14 @@ PRESET_DEFAULTS = {
         checkpoint_every=200,
     ),
 }
+
+
+def check_watching(config: TrainConfig) -> None:
+    """Raise UsageError for options of measuring and reporting that cannot be."""
+    for name, low in (("eval_every", 0), ("eval_count", 1)):
+        if getattr(config, name) < low:
+            raise UsageError(f"{name}: expected an integer of at least {low}, got {getattr(config, name)}")
+    parse_metrics(config.eval_metrics)  # raises
 
 
 @dataclass(frozen=True)
@@ -111,6 +120,12 @@ class TrainConfig:
     sample_every: int | None = option(None, "steps between sample grids; 0: only at the end")
     checkpoint_every: int | None = option(None, "steps between checkpoints; 0: only at the end")
     keep: int = option(2, "checkpoints to keep")
+    eval_every: int = option(0, "steps between measurements against the data, needs the extra [metrics]; 0: none")
+    eval_metrics: str = option("fid", "what is measured: of fid,kid,precision,recall,is")
+    eval_count: int = option(5000, "images generated for a measurement; all real ones are used")
+    eval_extractor: str = option(AUTO, "whose features are compared, see cips eval --help")
+    eval_weights: str | None = option(None, "file of the extractor's weights, such as Inception's")
+    wandb: str | None = option(None, "project of Weights & Biases to report to, needs the package wandb")
 
     def __post_init__(self) -> None:
         positive = ("batch", "width", "n_layers", "samples", "log_every", "keep", "workers")
@@ -135,6 +150,7 @@ class TrainConfig:
             raise UsageError(f"preset: expected auto, {' or '.join(presets)}, got {self.preset!r}")
         if self.dtype not in (AUTO, *DTYPES):
             raise UsageError(f"dtype: expected auto, {' or '.join(DTYPES)}, got {self.dtype!r}")
+        check_watching(self)
 
     def resolve(self, saved: Mapping[str, Any] | None = None) -> TrainConfig:
         """The same with every "auto" and None replaced.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import signal
 import sys
@@ -23,9 +22,13 @@ from .. import checkpoint
 from ..data import Batches, open_source
 from ..errors import UsageError
 from ..pictures import to_uint8
+from .boards import check_wandb
 from .config import TrainConfig
+from .evaluate import TrainingEvaluation
 from .graphs import GraphedSteps
 from .log import RunLog
+from .progress import ProgressBar, peak_memory
+from .record import write_config
 from .state import TrainingState
 
 SAMPLE_SEED = (
@@ -57,9 +60,9 @@ class TrainResult:
 def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
     """Runs a training, from the start or from a checkpoint, to `config.steps` steps or until told to stop.
 
-    The run's folder holds config.json, metrics.jsonl, tensorboard/, samples/ (PNG grids), checkpoints/ and
-    generator.safetensors (the averaged generator, for `cips sample`). SIGINT and SIGTERM save a checkpoint
-    and return.
+    The run's folder holds config.yaml, metrics.jsonl, tensorboard/, samples/ (PNG grids), checkpoints/,
+    generator.safetensors (the averaged generator, for `cips sample`), and evaluations/ where `eval_every` asks
+    for them. SIGINT and SIGTERM save a checkpoint and return.
 
     Args:
         config: the options; what is open in it follows the device, or the checkpoint that it goes on from.
@@ -75,6 +78,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
         if progress:
             print(f"cips: {text}", file=sys.stderr, flush=True)
 
+    check_wandb(config.wandb)
     config, saved, source_file = _find_start(config)
     assert config.out is not None and config.batch is not None  # resolved
     folder = Path(config.out)
@@ -94,11 +98,11 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
             say(f"all {config.steps} steps are done; raise --steps for more")
     for line in _describe(config, state, len(images)):
         say(line)
-    with checkpoint.atomic_file(folder / "config.json") as file:
-        file.write(json.dumps(dataclasses.asdict(config), indent=1).encode())
+    evaluation = TrainingEvaluation(config, images, say, progress)
+    write_config(folder, config)
     checkpoint.remove_leftovers(folder)
     checkpoint.remove_leftovers(_checkpoints(config))
-    run = _Run(config, state, batches, progress)
+    run = _Run(config, state, batches, progress, evaluation)
     try:
         return run.loop()
     finally:
@@ -153,10 +157,18 @@ def _describe(config: TrainConfig, state: TrainingState, images: int) -> list[st
 class _Run:
     """One call of `train`: the state, and what is written about it."""
 
-    def __init__(self, config: TrainConfig, state: TrainingState, batches: Batches, progress: bool) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        state: TrainingState,
+        batches: Batches,
+        progress: bool,
+        evaluation: TrainingEvaluation,
+    ) -> None:
         self.config, self.state, self.batches, self.progress = config, state, batches, progress
+        self.evaluation = evaluation
         self.folder = Path(str(config.out))
-        self.log = RunLog(self.folder, state.step)
+        self.log = RunLog(self.folder, state.step, config.wandb, dataclasses.asdict(config))
         self.pending: dict[str, list[Tensor]] = defaultdict(list)
         self.saved_step = self.shown_step = state.step if state.step else -1
         random = torch.Generator().manual_seed(SAMPLE_SEED)
@@ -170,42 +182,36 @@ class _Run:
         self.log.close()
 
     def loop(self) -> TrainResult:
-        from tqdm import tqdm
-
         config, state = self.config, self.state
         assert config.steps is not None and config.batch is not None
         start, began = state.step, time.perf_counter()
         if start == 0:
             self.show_real()
             self.show_samples()
+        if self.evaluation.missing(start):
+            self.evaluate()
         stopped_by = None
-        # on a terminal redraw often, in a log file seldom
-        every = 0.2 if sys.stderr.isatty() else 15.0
-        bar = tqdm(
-            total=config.steps,
-            initial=start,
-            unit="step",
-            mininterval=every,
-            disable=not self.progress,
-            dynamic_ncols=True,
-        )
+        bar = ProgressBar(config.steps, start, self.progress)
         with bar, _stop_request() as request:
             mark, mark_step = time.perf_counter(), start
             while state.step < config.steps and request.signal is None:
                 self.train_step()
-                bar.update()
+                bar.step()
                 if state.step % config.log_every == 0 or state.step == config.steps:
                     values = self.flush()
                     now = time.perf_counter()
                     values["images_per_second"] = (state.step - mark_step) * config.batch / (now - mark)
+                    values["memory_gib"] = peak_memory(state.device)
                     self.log.scalars(state.step, values)
-                    bar.set_postfix_str(_postfix(values), refresh=False)
+                    bar.values(values)
                     mark, mark_step = now, state.step
                 paused = time.perf_counter()
                 if config.sample_every and state.step % config.sample_every == 0:
                     self.show_samples()
                 if config.checkpoint_every and state.step % config.checkpoint_every == 0:
                     self.save()
+                if self.evaluation.due(state.step):
+                    self.evaluate()
                 mark += time.perf_counter() - paused  # images/s counts training alone
             stopped_by = request.signal
             if state.step != self.saved_step:
@@ -274,21 +280,22 @@ class _Run:
         self.log.pictures(f"fake-{self.state.step:08d}", self.state.step, torch.cat(parts))
         self.shown_step = self.state.step
 
+    @torch.no_grad()
+    def evaluate(self) -> None:
+        """Measures the averaged generator: a line in metrics.jsonl, everything in evaluations/."""
+        average, step = self.state.average.module, self.state.step
+        if step != self.saved_step:
+            self.save()  # measuring takes a while, and what was measured should not be lost meanwhile
+        result = self.evaluation(
+            step, lambda z, seed: average(z.to(self.state.device), noise=seed), average.config.style_dim
+        )
+        self.log.scalars(step, {f"eval/{name}": value for name, value in result.values.items()})
+
     def show_real(self) -> None:
         source = self.batches.source
         index = self.batches.indices(0)
         index = np.resize(index, self.config.samples)  # a small batch is shown again and again
         self.log.pictures("real", 0, source.images(index).cpu())
-
-
-def _postfix(values: dict[str, float]) -> str:
-    shown = {
-        "img/s": values.get("images_per_second"),
-        "D": values.get("d_loss"),
-        "G": values.get("g_loss"),
-        "R1": values.get("r1"),
-    }
-    return ", ".join(f"{name} {value:.4g}" for name, value in shown.items() if value is not None)
 
 
 @dataclasses.dataclass
