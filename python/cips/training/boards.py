@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,7 +80,7 @@ class WeightsAndBiases(Board):
         try:
             number = json.loads(note.read_text())["id"]
         except (OSError, ValueError, KeyError):
-            number = wandb.util.generate_id()
+            number = uuid.uuid4().hex
             with atomic_file(note) as file:
                 file.write(json.dumps({"id": number, "project": project}).encode())
         self._images = wandb.Image
