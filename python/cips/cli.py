@@ -1,4 +1,4 @@
-"""The command `cips`: train, sample, info, convert, data, and the applications in `commands`.
+"""The command `cips`: train, sample, eval, info, convert, data, and the applications in `commands`.
 
 Exit status: 0; 1 where training diverged; 2 for what the user can put right, with one line on stderr; 128 +
 the signal's number where training was told to stop (its checkpoint is written).
@@ -18,7 +18,7 @@ import torch
 from cips_kernels.encoding import LOOKUPS
 
 from .checkpoint import atomic_file, load_generator, save_generator
-from .commands import COMMANDS
+from .commands import COMMANDS, evaluate
 from .commands.shared import OFFICIAL_SUFFIXES, check_out, open_generator, opened
 from .config import presets
 from .data import command as data_command
@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     name = options.pop("subcommand")
     own = {"train": _train, "sample": _sample, "info": _info, "convert": _convert, "data": data_command.run}
+    own["eval"] = evaluate.run
     command = own.get(name) or COMMANDS[name].run
     values = {key: value for key, value in vars(options[name]).items() if key != "config"}
     try:
@@ -110,7 +111,7 @@ def _parser(kind: Any) -> Any:
     )
     sample.add_argument("--dtype", type=str, default="float32", help=f"arithmetic: {' or '.join(DTYPES)}")
     commands.add_subcommand("sample", sample, help="draw images from a trained generator")
-    for application in COMMANDS.values():
+    for application in (*COMMANDS.values(), evaluate):
         application.add(commands, command)
 
     info = command(

@@ -1,4 +1,4 @@
-"""The commands of `cips` that show and measure what a trained generator can do: each module adds its options and runs.
+"""The commands of `cips` that show what a trained generator can do: each module adds its options and runs.
 
 A module has `add(commands, command)`, which registers the subcommand, and `run(**options)`, which returns the exit
 status.
@@ -6,7 +6,7 @@ status.
 
 from __future__ import annotations
 
-from . import blend, evaluate, foveate, giga, interpolate, mix, panorama, upscale
+from . import blend, foveate, giga, interpolate, mix, panorama, upscale
 
 COMMANDS = {
     "interpolate": interpolate,
@@ -16,7 +16,6 @@ COMMANDS = {
     "foveate": foveate,
     "upscale": upscale,
     "giga": giga,
-    "eval": evaluate,
 }
 
 __all__ = ["COMMANDS"]
