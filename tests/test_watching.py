@@ -208,7 +208,8 @@ def test_the_options_beside_a_run_make_the_same_run(folder, tmp_path, capsys):
     capsys.readouterr()
     assert main(["train", f"--config={written}"]) == 2
     assert "holds a run; add --resume auto" in capsys.readouterr().err
-    assert main(["train", f"--config={written}", "--resume=auto", "--steps=5"]) == 0
+    state = tmp_path / "first" / "checkpoints" / "step-00000004.pt"
+    assert main(["train", f"--config={written}", f"--resume={state}", "--steps=5"]) == 0
     assert yaml.safe_load(written.read_text())["resume"] == "never", (
         "it is the uninterrupted run that it makes"
     )

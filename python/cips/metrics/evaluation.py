@@ -136,7 +136,9 @@ class Evaluator:
         real = self.real_features()
         began = time.perf_counter()
         generated = self.generated_features(draw, style_dim)
-        found = scores(self.metrics, generated, real, self.extractor.layers, self.options)
+        found = scores(
+            self.metrics, generated, real, self.extractor.layers, self.options, self.extractor.device
+        )
         titles = {name: self.extractor.title(name.removesuffix("_std")) for name in found}
         extractor = self.extractor
         return Evaluation(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -62,6 +63,7 @@ def scores(
     real: Mapping[str, Tensor],
     layers: Mapping[str, str],
     options: ScoreOptions,
+    device: torch.device | str = "cpu",
 ) -> dict[str, float]:
     """Values by name: "fid", "kid" and "kid_std", "precision", "recall", "is" and "is_std", as far as asked for.
 
@@ -72,6 +74,7 @@ def scores(
         generated, real: float32 features `[N, F]` by layer, on the CPU, the same in every process.
         layers: by task of the library.
         options: see there.
+        device: where distances between all pairs of features are taken, in full float32.
     """
     rank, world = rank_and_world()
     tasks = list(dict.fromkeys(METRICS[metric] for metric in metrics))
@@ -80,7 +83,7 @@ def scores(
     for number, task in enumerate(tasks):
         if number % world == rank:
             layer = layers[task]
-            mine |= zip(OUTPUTS[task], _task(task, generated[layer], real.get(layer), options))
+            mine |= zip(OUTPUTS[task], _task(task, generated[layer], real.get(layer), options, device))
     everyone = exchange_values(torch.tensor(list(mine.values()), dtype=torch.float64))
     values = {}
     for number, task in enumerate(tasks):
@@ -89,7 +92,9 @@ def scores(
     return {name: value for name, value in values.items() if name.removesuffix("_std") in metrics}
 
 
-def _task(task: str, generated: Tensor, real: Tensor | None, options: ScoreOptions) -> list[float]:
+def _task(
+    task: str, generated: Tensor, real: Tensor | None, options: ScoreOptions, device: torch.device | str
+) -> list[float]:
     from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc
 
     settings = {**dataclasses.asdict(options), "verbose": False}
@@ -102,5 +107,19 @@ def _task(task: str, generated: Tensor, real: Tensor | None, options: ScoreOptio
         found = metric_kid.kid_features_to_metric(generated, real, **settings)
     else:
         # in parts: 50,000 images against as many would otherwise take 40 GB
-        found = metric_prc.prc_features_to_metric(generated, real, save_cpu_ram=True, **settings)
+        assert real is not None
+        pair = [features.to(device) for features in (generated, real)]
+        with _full_float32():
+            found = metric_prc.prc_features_to_metric(*pair, save_cpu_ram=True, **settings)
     return list(found.values())[: len(OUTPUTS[task])]
+
+
+@contextlib.contextmanager
+def _full_float32() -> Iterator[None]:
+    """Without TF32, which a distance taken from a product of nearly equal features would not survive."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
