@@ -136,7 +136,10 @@ def test_weights_and_biases_gets_the_same_and_goes_on_with_its_run(folder, tmp_p
     train(config(folder, tmp_path / "run", steps=5, resume="auto"), progress=False)
     assert wandb.started[1]["project"] == "pixels", "the run's options say so"
     assert wandb.started[1]["id"] == start["id"] and wandb.started[1]["resume"] == "allow"
-    assert json.loads((tmp_path / "run" / "wandb.json").read_text()) == {"id": start["id"], "project": "pixels"}
+    assert json.loads((tmp_path / "run" / "wandb.json").read_text()) == {
+        "id": start["id"],
+        "project": "pixels",
+    }
 
 
 def test_weights_and_biases_that_is_not_there_stops_a_run_before_it_begins(folder, tmp_path, monkeypatch):
@@ -245,6 +248,22 @@ def test_a_run_measures_itself_and_is_the_same_run(folder, tmp_path):
     again = json.loads((tmp_path / "again.json").read_text())
     assert again["values"] == pytest.approx(result["values"], rel=1e-4)
     assert isinstance(load_generator(tmp_path / "run").w_mean, torch.Tensor)
+
+
+def test_any_checkpoint_that_was_kept_can_be_measured(folder, tmp_path):
+    """Its averaged generator: what the run measured at that step, when it was the newest."""
+    measured(folder, tmp_path / "run")
+    flags = ["--extractor=tiny_extractor:Tiny", "--count=6", "--batch=4", "--metrics=fid,is", "--device=cpu"]
+    for step in (2, 4):
+        state = tmp_path / "run" / "checkpoints" / f"step-{step:08d}.pt"
+        assert main(["eval", str(state), folder, *flags]) == 0
+        beside = state.with_name(f"{state.stem}-{Path(folder).name}-Tiny.json")
+        values = json.loads(beside.read_text())["values"]
+        then = json.loads((tmp_path / "run" / "evaluations" / f"{state.stem}.json").read_text())["values"]
+        assert values == pytest.approx(then, rel=1e-4)
+    assert (
+        values != json.loads((tmp_path / "run" / "evaluations" / "step-00000002.json").read_text())["values"]
+    )
 
 
 def test_a_run_killed_while_it_measures_does_so_when_it_goes_on(folder, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from cips_kernels.encoding import LOOKUPS
 
 from .checkpoint import atomic_file, load_generator, save_generator
 from .commands import COMMANDS, evaluate
-from .commands.shared import OFFICIAL_SUFFIXES, check_out, open_generator, opened
+from .commands.shared import OFFICIAL_SUFFIXES, check_out, is_official, open_generator, opened
 from .config import presets
 from .data import command as data_command
 from .errors import UsageError
@@ -225,7 +225,7 @@ def _info(model: str) -> int:
         title = f"preset {model}"
     elif Path(model).exists():
         generator, title = open_generator(model), model
-        title += f" (official {_kind(generator)})" if Path(model).suffix.lower() in OFFICIAL_SUFFIXES else ""
+        title += f" (official {_kind(generator)})" if is_official(model) else ""
     else:
         raise UsageError(
             f"model: expected {', '.join(presets)}, or the path of a generator; no such file: {model}"

@@ -27,7 +27,9 @@ def add(commands: Any, command: Command) -> None:
         "work under torchrun: torchrun --nproc-per-node 2 -m cips eval ...",
     )
     parser.add_argument(
-        "checkpoint", type=str, help="a generator.safetensors, the folder of a run, or an official .pt"
+        "checkpoint",
+        type=str,
+        help="a generator.safetensors, the folder of a run, one of its checkpoints/step-*.pt, or an official .pt",
     )
     parser.add_argument("data", type=str, help="real images: what cips train takes as --data")
     parser.add_argument("--metrics", type=str, default=DEFAULT, help=f"of {DEFAULT}")
