@@ -62,9 +62,11 @@ PRESET_DEFAULTS = {
 def check_watching(config: TrainConfig) -> None:
     """Raise UsageError for options of measuring and reporting that cannot be."""
     for name, low in (("eval_every", 0), ("eval_count", 1)):
-        if getattr(config, name) < low:
-            raise UsageError(f"{name}: expected an integer of at least {low}, got {getattr(config, name)}")
-    parse_metrics(config.eval_metrics)  # raises
+        value = getattr(config, name)
+        if value is not None and value < low:
+            raise UsageError(f"{name}: expected an integer of at least {low}, got {value}")
+    if config.eval_metrics is not None:
+        parse_metrics(config.eval_metrics)  # raises
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,11 @@ class TrainConfig:
     sample_every: int | None = option(None, "steps between sample grids; 0: only at the end")
     checkpoint_every: int | None = option(None, "steps between checkpoints; 0: only at the end")
     keep: int = option(2, "checkpoints to keep")
-    eval_every: int = option(0, "steps between measurements against the data, needs the extra [metrics]; 0: none")
-    eval_metrics: str = option("fid", "what is measured: of fid,kid,precision,recall,is")
-    eval_count: int = option(5000, "images generated for a measurement; all real ones are used")
+    eval_every: int | None = option(
+        None, "steps between measurements against the data, needs the extra [metrics]; by default, and with 0, none"
+    )
+    eval_metrics: str | None = option(None, "what is measured, of fid,kid,precision,recall,is; by default fid")
+    eval_count: int | None = option(None, "images generated for a measurement, by default 5000; all real ones are used")
     eval_extractor: str = option(AUTO, "whose features are compared, see cips eval --help")
     eval_weights: str | None = option(None, "file of the extractor's weights, such as Inception's")
     wandb: str | None = option(None, "project of Weights & Biases to report to, needs the package wandb")

@@ -10,6 +10,8 @@ from ..metrics import Draw, Evaluation, Evaluator, open_extractor, parse_metrics
 from ..metrics.share import first_says, rank_and_world
 from .config import TrainConfig
 
+METRICS, COUNT = "fid", 5000  # cheap enough to look at often
+
 
 class TrainingEvaluation:
     """What `--eval-every` asks for: off, or an `Evaluator` of the run's own images, made before the first step.
@@ -27,20 +29,21 @@ class TrainingEvaluation:
     """
 
     def __init__(self, config: TrainConfig, source: ImageSource, say: Any, progress: bool) -> None:
-        self.every, self.steps = config.eval_every, config.steps
+        self.every, self.steps = config.eval_every or 0, config.steps
         self.folder = Path(str(config.out)) / "evaluations"
         self._evaluator: Evaluator | None = None
         if not self.every:
             return
-        metrics = parse_metrics(config.eval_metrics)
+        metrics = parse_metrics(METRICS if config.eval_metrics is None else config.eval_metrics)
         extractor = open_extractor(config.eval_extractor, config.eval_weights, metrics, config.device)
         assert config.batch is not None
+        count = COUNT if config.eval_count is None else config.eval_count
         self._evaluator = Evaluator(
             source,
             extractor,
             metrics,
-            count=config.eval_count,
-            batch=min(config.batch, config.eval_count),
+            count=count,
+            batch=min(config.batch, count),
             cache=config.cache,
             say=say,
             progress=progress,
