@@ -243,7 +243,7 @@ def test_a_run_measures_itself_and_is_the_same_run(folder, tmp_path):
     assert result["values"]["FD-Tiny"] == pytest.approx(found[-1]["eval/FD-Tiny"], rel=1e-5)
     assert result["generated"]["step"] == 5 and result["data"]["count"] == 12
     # what was measured is the averaged generator that is kept
-    flags = ["--extractor=tiny_extractor:Tiny", "--count=6", "--batch=4", "--metrics=fid,is", "--device=cpu"]
+    flags = ["--extractor=tiny_extractor:Tiny", "--count=6", "--metrics=fid,is", "--device=cpu"]
     assert main(["eval", str(tmp_path / "run"), folder, f"--out={tmp_path / 'again.json'}", *flags]) == 0
     again = json.loads((tmp_path / "again.json").read_text())
     assert again["values"] == pytest.approx(result["values"], rel=1e-4)
@@ -253,7 +253,7 @@ def test_a_run_measures_itself_and_is_the_same_run(folder, tmp_path):
 def test_any_checkpoint_that_was_kept_can_be_measured(folder, tmp_path):
     """Its averaged generator: what the run measured at that step, when it was the newest."""
     measured(folder, tmp_path / "run")
-    flags = ["--extractor=tiny_extractor:Tiny", "--count=6", "--batch=4", "--metrics=fid,is", "--device=cpu"]
+    flags = ["--extractor=tiny_extractor:Tiny", "--count=6", "--metrics=fid,is", "--device=cpu"]
     for step in (2, 4):
         state = tmp_path / "run" / "checkpoints" / f"step-{step:08d}.pt"
         assert main(["eval", str(state), folder, *flags]) == 0

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..data import ImageSource
 from ..metrics import Draw, Evaluation, Evaluator, open_extractor, parse_metrics
-from ..metrics.share import first_says, rank_and_world
+from ..metrics.share import first_says
 from .config import TrainConfig
 
 METRICS, COUNT = "fid", 5000  # cheap enough to look at often
@@ -36,14 +36,12 @@ class TrainingEvaluation:
             return
         metrics = parse_metrics(METRICS if config.eval_metrics is None else config.eval_metrics)
         extractor = open_extractor(config.eval_extractor, config.eval_weights, metrics, config.device)
-        assert config.batch is not None
         count = COUNT if config.eval_count is None else config.eval_count
         self._evaluator = Evaluator(
             source,
             extractor,
             metrics,
             count=count,
-            batch=min(config.batch, count),
             cache=config.cache,
             say=say,
             progress=progress,
@@ -59,13 +57,10 @@ class TrainingEvaluation:
         return self.due(step) and not first_says(self.file(step).exists())
 
     def file(self, step: int) -> Path:
-        """Where the whole result of a step is written."""
+        """Where the whole result of a step belongs."""
         return self.folder / f"step-{step:08d}.json"
 
     def __call__(self, step: int, draw: Draw, style_dim: int) -> Evaluation:
-        """Measures what `draw` makes (see `Evaluator`); the first process writes the result."""
+        """Measures what `draw` makes (see `Evaluator`)."""
         assert self._evaluator is not None, "due() has been asked"
-        result = self._evaluator(draw, style_dim, step=step)
-        if rank_and_world()[0] == 0:
-            result.save(self.file(step))
-        return result
+        return self._evaluator(draw, style_dim, step=step)

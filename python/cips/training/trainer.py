@@ -290,6 +290,7 @@ class _Run:
             step, lambda z, seed: average(z.to(self.state.device), noise=seed), average.config.style_dim
         )
         self.log.scalars(step, {f"eval/{name}": value for name, value in result.values.items()})
+        result.save(self.evaluation.file(step))
 
     def show_real(self) -> None:
         source = self.batches.source
