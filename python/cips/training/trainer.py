@@ -210,7 +210,7 @@ class _Run:
                     self.show_samples()
                 if config.checkpoint_every and state.step % config.checkpoint_every == 0:
                     self.save()
-                if self.evaluation.due(state.step):
+                if request.signal is None and self.evaluation.due(state.step):
                     self.evaluate()
                 mark += time.perf_counter() - paused  # images/s counts training alone
             stopped_by = request.signal
