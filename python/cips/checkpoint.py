@@ -148,7 +148,13 @@ def save_training(
     """
     path = Path(folder) / f"step-{step:08d}.pt"
     with atomic_file(path) as file:
-        torch.save({"format": TRAINING_FORMAT, "version": TRAINING_VERSION, "step": step, **state}, file)
+        try:
+            torch.save({"format": TRAINING_FORMAT, "version": TRAINING_VERSION, "step": step, **state}, file)
+        except RuntimeError as error:
+            # the archive's writer notices that bytes are missing, and hides the reason: a full disk
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
     for old in training_files(folder)[max(keep, 1) :]:
         if keep_every and step_of(old) % keep_every == 0:
             continue

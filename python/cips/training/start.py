@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +73,45 @@ def find_start(config: TrainConfig) -> tuple[TrainConfig, dict[str, Any] | None,
     return fresh, None, None
 
 
+@contextlib.contextmanager
+def sole_use(folder: Path) -> Iterator[None]:
+    """Holds a run's folder: processes that outlive a killed torchrun must not write among its successors' files.
+
+    Raises:
+        UsageError: another process holds it, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"out: {folder} cannot be made: {error.strerror or error}") from error
+    handle = None
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        assert handle is not None
+        os.close(handle)
+        raise UsageError(f"out: another process is training in {folder}; stop it, or choose another --out") from error
+    except (ImportError, OSError):
+        pass  # a system or a network file system without such locks
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
 def checkpoints(config: TrainConfig) -> Path:
     """The folder of a run's states."""
     return Path(str(config.out)) / "checkpoints"
+
+
+def last_good(config: TrainConfig) -> str:
+    """What a run that has to stop leaves, for its message."""
+    files = checkpoint.training_files(checkpoints(config))
+    return f"the last good state is {files[0]}" if files else "no checkpoint had been written"
 
 
 def describe(config: TrainConfig, state: TrainingState, images: int) -> list[str]:

@@ -141,27 +141,33 @@ def _train(config: TrainConfig, world: World, progress: bool) -> TrainResult:
         for note in notes:
             say(f"  {note}")
         log = saved["log"]
+        saved = None  # its memory is wanted elsewhere
         if state.step >= (config.steps or 0):
             say(f"all {config.steps} steps are done; raise --steps for more")
     for line in [*start.describe(config, state, len(images)), *parts]:
         say(line)
 
+    held = contextlib.ExitStack()
+
     def begin() -> None:
+        held.enter_context(start.sole_use(folder))
         with checkpoint.atomic_file(folder / "config.json") as file:
             file.write(json.dumps(dataclasses.asdict(config), indent=1).encode())
         checkpoint.remove_leftovers(folder)
         checkpoint.remove_leftovers(start.checkpoints(config))
 
-    world.first(begin)
-    run = _Run(config, state, batches, progress, fingerprint, log)
-    try:
-        return run.loop()
-    except (OSError, UsageError) as error:  # a full disk, mostly
-        stopped = UsageError(f"stopped at step {state.step}: {error}; {run.last_good()}")
-        stopped.quiet = world.rank != 0
-        raise stopped from error
-    finally:
-        run.close()
+    with held:
+        world.first(begin)
+        try:
+            run = _Run(config, state, batches, progress, fingerprint, log)
+            try:
+                return run.loop()
+            finally:
+                run.close()
+        except (OSError, UsageError) as error:  # a full disk, mostly
+            stopped = UsageError(f"stopped at step {state.step}: {error}; {start.last_good(config)}")
+            stopped.quiet = world.rank != 0
+            raise stopped from error
 
 
 class _Run:
@@ -179,8 +185,8 @@ class _Run:
         self.config, self.state, self.batches, self.progress = config, state, batches, progress
         self.world, self.fingerprint = state.world, fingerprint
         self.folder = Path(str(config.out))
-        # process 0 alone writes
-        self.log = RunLog(self.folder, state.step) if self.world.rank == 0 else None
+        self.log: RunLog | None = None
+        self.world.first(self.open_log)
         # of the steps since the last log entry: this process's values on the device, and means over processes
         self.pending: dict[str, list[Tensor]] = defaultdict(list)
         self.collected: dict[str, list[float]] = defaultdict(list, {n: list(v) for n, v in log.items()})
@@ -197,6 +203,9 @@ class _Run:
         if self.log is not None:
             with contextlib.suppress(OSError):  # of a full disk, which has been reported
                 self.log.close()
+
+    def open_log(self) -> None:
+        self.log = RunLog(self.folder, self.state.step)
 
     def write_log(self, step: int, values: dict[str, float]) -> None:
         def write() -> None:
@@ -304,12 +313,8 @@ class _Run:
                 raise self.diverged(f"{name} is {value}")
         return values
 
-    def last_good(self) -> str:
-        files = checkpoint.training_files(start.checkpoints(self.config))
-        return f"the last good state is {files[0]}" if files else "no checkpoint had been written"
-
     def diverged(self, what: str) -> DivergenceError:
-        error = DivergenceError(f"stopped at step {self.state.step}: {what}; {self.last_good()}")
+        error = DivergenceError(f"stopped at step {self.state.step}: {what}; {start.last_good(self.config)}")
         error.quiet = self.world.rank != 0
         return error
 

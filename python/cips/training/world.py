@@ -220,8 +220,8 @@ def _line(tensor: Tensor) -> Tensor:
 
 
 def _told(error: Exception) -> tuple[bool, str]:
-    """Whether the user can put it right, and the text."""
-    usage = isinstance(error, UsageError)
+    """Whether the user can put it right (a full disk, for one), and the text."""
+    usage = isinstance(error, UsageError | OSError)
     return usage, str(error) if usage else f"{type(error).__name__}: {error}"
 
 
