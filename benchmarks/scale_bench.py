@@ -17,6 +17,7 @@ benchmarks/results/scale/<device>.json, or `--out`.
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import json
 import statistics
@@ -139,6 +140,7 @@ def work(options: argparse.Namespace) -> None:
             }
         )
         del state
+        gc.collect()  # graphs that hold recorded sums must go before the process group does
     if world.rank == 0:
         head = {
             **machine.describe(torch.device(config.device)),

@@ -22,7 +22,7 @@ from torch import Tensor
 from cips import UsageError
 from cips.checkpoint import load_training, training_files
 from cips.data import Batches, Preparation, StoredImages, decoded_images, open_container
-from cips.training import DivergenceError, TrainConfig, train, trainer
+from cips.training import TrainConfig, train, trainer
 from cips.training.state import TrainingState
 from cips.training.world import World, take_device
 
@@ -191,14 +191,20 @@ def work(rank: int, size: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def findings(tmp_path_factory):
     """The folder, and what each of two processes has found."""
-    folder = tmp_path_factory.mktemp("processes")
+    folder, began = tmp_path_factory.mktemp("processes"), time.monotonic()
     for rank in range(2):
         machine = folder / f"machine{rank}"
         pictures(machine / "shared")
         pictures(machine / "own", seed=rank)
         pictures(machine / "fewer", count=12 - rank)
     pictures(folder / "machine0" / "first")
-    mp.spawn(work, (2, str(folder)), nprocs=2)
+    processes = mp.spawn(work, (2, str(folder)), nprocs=2, join=False)
+    try:
+        while not processes.join(timeout=30):
+            assert time.monotonic() - began < 900, "the processes wait for each other"
+    finally:
+        for process in processes.processes:
+            process.kill()
     return folder, [torch.load(folder / f"found{rank}.pt", weights_only=False) for rank in range(2)]
 
 

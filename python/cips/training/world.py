@@ -21,6 +21,7 @@ from ..errors import UsageError
 T = TypeVar("T")
 # one process may decode a large data set or write a slow disk for hours; one that dies is noticed at once all the same
 PATIENCE = datetime.timedelta(hours=24)
+HANGS = datetime.timedelta(hours=1)  # a sum of gradients that takes longer will never end
 IN_PLACE = 2**18  # elements; smaller tensors travel together in one buffer
 
 
@@ -56,7 +57,7 @@ class World:
             try:
                 if on_gpu and dist.is_nccl_available():
                     here = torch.device("cuda", torch.cuda.current_device())
-                    dist.init_process_group("nccl", device_id=here)
+                    dist.init_process_group("nccl", device_id=here, timeout=HANGS)
                 else:
                     dist.init_process_group("gloo", timeout=PATIENCE)
             except (RuntimeError, ValueError) as error:
