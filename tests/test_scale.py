@@ -113,6 +113,7 @@ def work(rank: int, size: int, folder: str) -> None:
     world, here, found = World.join("cpu"), Path(folder), {}
     assert (world.rank, world.size, world.backend) == (rank, size, "gloo")
 
+    found["other device"] = caught(lambda: World.join(("cpu", "cuda")[rank]))
     found["gradients"] = {n: recorded_gradients(prepared_state(world, n)) for n in (1, 2)}
     state = prepared_state(world)
     if rank:  # other weights at first
@@ -265,6 +266,8 @@ def test_differences_between_processes_are_refused_before_the_first_step(finding
     folder, both = findings
     for rank, found in enumerate(both):
         quiet = rank == 1
+        said = "option device: process 1 has 'cuda', process 0 has 'cpu'; expected the same on all processes"
+        assert found["other device"] == ("UsageError", said, quiet)
         kind, text, said = found["other data"]
         assert (kind, said) == ("UsageError", quiet) and "data pixels: process 1 has " in text
         kind, text, said = found["fewer images"]

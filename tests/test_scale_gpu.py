@@ -53,8 +53,7 @@ def steps(world: World, graphed: bool) -> dict:
 
 def work(rank: int, size: int, folder: str) -> None:
     torch.cuda.set_device(rank)
-    where = torch.device("cuda", rank)
-    dist.init_process_group("nccl", init_method=f"file://{folder}/meet", rank=rank, world_size=size, device_id=where)
+    dist.init_process_group("nccl", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
     world = World.join("cuda")
     found = {graphed: steps(world, graphed) for graphed in (False, True)}
     torch.save(found, Path(folder) / f"found{rank}.pt")

@@ -47,19 +47,15 @@ class World:
             device: that the run computes on, "cpu" or "cuda"; see `take_device`.
 
         Raises:
-            UsageError: the processes do not find each other.
+            UsageError: the processes do not find each other, or some have a GPU and some have not.
         """
         world = cls()
         if not dist.is_initialized():
             if launched() == 1:
                 return world
-            on_gpu = torch.device(device).type == "cuda"
+            nccl = torch.device(device).type == "cuda" and dist.is_nccl_available()
             try:
-                if on_gpu and dist.is_nccl_available():
-                    here = torch.device("cuda", torch.cuda.current_device())
-                    dist.init_process_group("nccl", device_id=here, timeout=HANGS)
-                else:
-                    dist.init_process_group("gloo", timeout=PATIENCE)
+                dist.init_process_group("nccl" if nccl else "gloo", timeout=HANGS)
             except (RuntimeError, ValueError) as error:
                 raise UsageError(
                     f"the {launched()} processes do not find each other ({str(error).splitlines()[0]});"
@@ -67,8 +63,13 @@ class World:
                 ) from error
             world._ours = True
         world.rank, world.size, world.backend = dist.get_rank(), dist.get_world_size(), dist.get_backend()
-        gloo = world.backend == "gloo"
-        world._hosts = dist.group.WORLD if gloo else dist.new_group(backend="gloo", timeout=PATIENCE)
+        world._hosts = dist.new_group(backend="gloo", timeout=PATIENCE)
+        try:
+            # before the first sum, in which different kinds of device would wait for each other
+            world.same({"device": torch.device(device).type}, "option")
+        except UsageError:
+            world.close()
+            raise
         return world
 
     def close(self) -> None:
