@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import types
 from pathlib import Path
@@ -19,6 +21,7 @@ from cips.cli import main
 from cips.training import TrainConfig, progress, train
 from cips.training.boards import finite
 from cips.training.log import RunLog
+from cips.training.state import TrainingState
 
 TINY = {
     "size": 8, "batch": 4, "width": 8, "n_layers": 3, "d_width": 1 / 512, "samples": 4, "device": "cpu",
@@ -286,6 +289,23 @@ def test_a_run_killed_while_it_measures_does_so_when_it_goes_on(folder, tmp_path
         for run in ("run", "whole")
     ]
     assert kept[0] == kept[1] and sum("eval/FD-Tiny" in line for line in kept[0]) == 2
+
+
+def test_a_run_that_is_told_to_stop_measures_when_it_goes_on(folder, tmp_path, monkeypatch):
+    step = TrainingState.train_step
+
+    def interrupted(self, real):
+        if self.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, real)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingState, "train_step", interrupted)
+        assert measured(folder, tmp_path / "run").stopped_by == signal.SIGTERM
+    assert load_training(tmp_path / "run" / "checkpoints" / "step-00000002.pt")["step"] == 2
+    assert not (tmp_path / "run" / "evaluations").exists()
+    train(config(folder, tmp_path / "run", resume="auto"), progress=False)
+    assert [line["step"] for line in lines(tmp_path / "run") if "eval/FD-Tiny" in line] == [2, 4]
 
 
 @pytest.mark.parametrize(
