@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import types
@@ -21,6 +22,7 @@ from cips.cli import main
 from cips.training import TrainConfig, progress, train
 from cips.training.boards import finite
 from cips.training.log import RunLog
+from cips.training.state import TrainingState
 
 TINY = {
     "size": 8, "batch": 4, "width": 8, "n_layers": 3, "d_width": 1 / 512, "samples": 4, "device": "cpu",
@@ -329,6 +331,23 @@ def test_the_processes_of_a_run_measure_together(folder, tmp_path):
     assert main(["eval", str(tmp_path / "run"), folder, f"--out={tmp_path / 'alone.json'}", *how]) == 0
     alone = json.loads((tmp_path / "alone.json").read_text())
     assert result["values"] == pytest.approx(alone["values"], rel=1e-4)
+    assert [line["step"] for line in lines(tmp_path / "run") if "eval/FD-Tiny" in line] == [2, 4]
+
+
+def test_a_run_that_is_told_to_stop_measures_when_it_goes_on(folder, tmp_path, monkeypatch):
+    step = TrainingState.train_step
+
+    def interrupted(self, real):
+        if self.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, real)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingState, "train_step", interrupted)
+        assert measured(folder, tmp_path / "run").stopped_by == signal.SIGTERM
+    assert load_training(tmp_path / "run" / "checkpoints" / "step-00000002.pt")["step"] == 2
+    assert not (tmp_path / "run" / "evaluations").exists()
+    train(config(folder, tmp_path / "run", resume="auto"), progress=False)
     assert [line["step"] for line in lines(tmp_path / "run") if "eval/FD-Tiny" in line] == [2, 4]
 
 
