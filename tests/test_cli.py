@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from cips import Generator, GeneratorConfig, load_generator, save_generator
@@ -76,10 +76,10 @@ def test_the_first_command_trains_on_the_built_in_images(tmp_path):
         "cips: error: out: runs/earth-64 holds a run; "
         "add --resume auto to go on with it, or choose another --out\n"
     )
-    config = ["--config", str(run / "config.json"), "--steps", "4", "--resume", "auto"]
+    config = ["--config", str(run / "config.yaml"), "--steps", "4", "--resume", "auto"]
     done = subprocess.run([*command, "train", *config], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "going on from" in done.stderr, done.stderr
-    assert json.loads((run / "config.json").read_text())["steps"] == 4
+    assert yaml.safe_load((run / "config.yaml").read_text())["steps"] == 4
     done = subprocess.run([*command, "sample", "runs/earth-64"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and pixels(tmp_path / "samples.png").shape == (6 * 66 - 2, 6 * 66 - 2, 3), (
         done.stderr
@@ -267,7 +267,7 @@ def test_bad_input_is_one_line_and_status_2(checkpoint, official, tmp_path, caps
         assert not (tmp_path / name).exists(), name
 
 
-def test_a_diverged_run_has_status_1(tmp_path, monkeypatch, capsys):
+def test_a_diverged_run_has_status_2(tmp_path, monkeypatch, capsys):
     from cips.training import state
 
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "0.png")
@@ -281,7 +281,7 @@ def test_a_diverged_run_has_status_1(tmp_path, monkeypatch, capsys):
         "device": "cpu",
         "out": tmp_path / "run",
     }
-    assert main(["train", *(f"--{key}={value}" for key, value in options.items())]) == 1
+    assert main(["train", *(f"--{key}={value}" for key, value in options.items())]) == 2
     assert "stopped at step 1: g_loss is nan; no checkpoint had been written" in capsys.readouterr().err
 
 

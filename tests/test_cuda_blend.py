@@ -112,7 +112,7 @@ def test_a_whole_weight_is_that_style_alone() -> None:
     weights = torch.stack((1 - mask, mask), -1).float().expand(2, -1, -1).contiguous()
     found = run(case.map(lambda name, t: weights if name == "blend" else t))
     for kind in (0, 1):
-        plain = case.map(lambda name, t: t[:, kind] if "styles" in name else t)
+        plain = case.map(lambda name, t, kind=kind: t[:, kind] if "styles" in name else t)
         plain = StackCase(**{**vars(plain), "blend": None})
         exact, eager = (plain.cast(d).call(reference.modfc_stack)[1] for d in (torch.float64, torch.bfloat16))
         rows = mask == kind

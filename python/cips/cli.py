@@ -1,7 +1,7 @@
-"""The command `cips`: train, sample, info, convert, data, and the applications in `commands`.
+"""The command `cips`: train, sample, eval, info, convert, data, and the applications in `commands`.
 
-Exit status: 0; 1 where training diverged; 2 for what the user can put right, with one line on stderr; 128 +
-the signal's number where training was told to stop (its checkpoint is written).
+Exit status: 0; 2 for what the user can put right and where training diverged, with one line on stderr; 128 +
+the signal's number where training was told to stop (its checkpoint is written). Of several processes one prints.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from cips_kernels.encoding import LOOKUPS
 
 from .architectures import make_generator
 from .checkpoint import atomic_file, load_generator, save_generator
-from .commands import COMMANDS
-from .commands.shared import OFFICIAL_SUFFIXES, check_out, open_generator, opened_any
+from .commands import COMMANDS, evaluate
+from .commands.shared import OFFICIAL_SUFFIXES, check_out, is_official, open_generator, opened_any
 from .config import presets
 from .data import command as data_command
 from .errors import UsageError
@@ -49,12 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     name = options.pop("subcommand")
     own = {"train": _train, "sample": _sample, "info": _info, "convert": _convert, "data": data_command.run}
+    own["eval"] = evaluate.run
     command = own.get(name) or COMMANDS[name].run
     values = {key: value for key, value in vars(options[name]).items() if key != "config"}
     try:
         return command(**values)
     except UsageError as error:
-        print(f"cips: error: {error}", file=sys.stderr)
+        if not error.quiet:
+            print(f"cips: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -74,7 +76,7 @@ def _parser(kind: Any) -> Any:
 
     train = command("cips train [options]", "Train a generator. First try: cips train --data earth --size 64")
     train.add_argument(
-        "--config", action="config", help="JSON or YAML file of options, such as a run's config.json"
+        "--config", action="config", help="YAML or JSON file of options, such as a run's config.yaml"
     )
     hints = typing.get_type_hints(TrainConfig)
     for field in dataclasses.fields(TrainConfig):
@@ -112,7 +114,7 @@ def _parser(kind: Any) -> Any:
     )
     sample.add_argument("--dtype", type=str, default="float32", help=f"arithmetic: {' or '.join(DTYPES)}")
     commands.add_subcommand("sample", sample, help="draw images from a trained generator")
-    for application in COMMANDS.values():
+    for application in (*COMMANDS.values(), evaluate):
         application.add(commands, command)
 
     info = command(
@@ -148,14 +150,18 @@ def _train(**values: Any) -> int:
     try:
         result = train(TrainConfig(**values))
     except DivergenceError as error:
-        print(f"cips: {error}", file=sys.stderr)
-        return 1
+        if not error.quiet:
+            print(f"cips: error: {error}", file=sys.stderr)
+        return 2
     if result.stopped_by is not None:
-        print(
-            f"cips: stopped by {result.stopped_by.name} at step {result.step}, saved; --resume auto goes on",
-            file=sys.stderr,
-        )
+        if result.rank == 0:
+            print(
+                f"cips: stopped by {result.stopped_by.name} at step {result.step}, saved; --resume auto goes on",
+                file=sys.stderr,
+            )
         return 128 + result.stopped_by
+    if result.rank:
+        return 0
     print(f"{result.folder}: {result.step} steps, {result.images_per_second:.1f} images/s")
     print(f"  last grid   {max((result.folder / 'samples').glob('fake-*.png'), default='none')}")
     print(f"  generator   {result.folder / 'generator.safetensors'}")
@@ -232,7 +238,7 @@ def _info(model: str) -> int:
         title = f"preset {model}"
     elif Path(model).exists():
         generator, title = open_generator(model), model
-        title += f" (official {_kind(generator)})" if Path(model).suffix.lower() in OFFICIAL_SUFFIXES else ""
+        title += f" (official {_kind(generator)})" if is_official(model) else ""
     else:
         raise UsageError(
             f"model: expected {', '.join(presets)}, or the path of a generator; no such file: {model}"

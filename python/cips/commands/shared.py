@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..apps import draw
+from ..averaged import is_training_state, load_averaged
 from ..checkpoint import load_generator
 from ..errors import UsageError
 from ..generator import Generator
@@ -70,10 +71,21 @@ def opened_any(checkpoint: str, device: str, dtype: str) -> Generator | StyleGAN
 
 
 def open_generator(path: str, device: str = "cpu", dtype: torch.dtype | None = None) -> Generator | StyleGAN2:
-    """A generator of this package or of the official code, told by the name's ending, in eval mode."""
-    if Path(path).suffix.lower() in OFFICIAL_SUFFIXES:
-        return Generator.from_official(path, dtype=dtype).to(device).eval()
-    return load_generator(path, device, dtype=dtype)
+    """A generator of this package or of the official code, told by the name's ending, in eval mode; of a state that a run
+    keeps, `checkpoints/step-*.pt`, the averaged one.
+    """
+    if Path(path).suffix.lower() not in OFFICIAL_SUFFIXES:
+        return load_generator(path, device, dtype=dtype)
+    if not is_official(path):
+        return load_averaged(path, device, dtype=dtype)
+    return Generator.from_official(path, dtype=dtype).to(device).eval()
+
+
+def is_official(path: str) -> bool:
+    """Whether a checkpoint is the official code's: a `.pt` that is not a run's state, `step-*.pt`."""
+    if Path(path).suffix.lower() not in OFFICIAL_SUFFIXES:
+        return False
+    return not (Path(path).name.startswith("step-") and is_training_state(path))
 
 
 def find_device(name: str) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from .source import ImageSource
+from .source import EVERY, ImageSource, digest
 
 ROWS = (150, 2250)
 MIN_DEVIATION = 12.0  # mean over the channels of a crop's standard deviation, in grey levels of 255
@@ -100,11 +100,22 @@ class EarthCrops(ImageSource):
         self.picture, self._lines = self.picture.to(device), self._lines.to(device)
         return self
 
-    def images(self, index: np.ndarray, random: np.random.Generator | None = None) -> Tensor:
+    def fingerprint(self) -> dict[str, str]:
+        corners = digest(str(self.size).encode(), self.corners.tobytes())
+        return {
+            "images": str(len(self)),
+            "names": corners,
+            "pixels": digest(self.picture[::8].cpu().numpy().tobytes()),
+        }
+
+    def images(
+        self, index: np.ndarray, random: np.random.Generator | None = None, part: slice = EVERY
+    ) -> Tensor:
         corners = self.corners[index]
         if random is not None:
             reach = self.size // 4
             corners = corners + random.integers(-reach, reach, corners.shape, endpoint=True)
+        corners = corners[part]
         height, width, _ = self.picture.shape
         corners[:, 0] = corners[:, 0].clip(0, height - self.size)
         # a copy this small does not make the host wait for the device

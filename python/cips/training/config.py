@@ -12,6 +12,7 @@ import torch
 from ..config import DiscriminatorConfig, GeneratorConfig, presets
 from ..data import Preparation, data_name
 from ..errors import UsageError
+from ..metrics.options import parse_metrics
 from ..stylegan2_config import StyleGAN2Config
 
 AUTO = "auto"
@@ -59,6 +60,16 @@ PRESET_DEFAULTS = {
 }
 
 
+def check_watching(config: TrainConfig) -> None:
+    """Raise UsageError for options of measuring and reporting that cannot be."""
+    for name, low in (("eval_every", 0), ("eval_count", 1)):
+        value = getattr(config, name)
+        if value is not None and value < low:
+            raise UsageError(f"{name}: expected an integer of at least {low}, got {value}")
+    if config.eval_metrics is not None:
+        parse_metrics(config.eval_metrics)  # raises
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Options of a run; `resolve` fills in those left to the device and the preset ("auto" or None)."""
@@ -72,7 +83,12 @@ class TrainConfig:
         "never", "'auto': go on from the run's last whole checkpoint; or the path of one; 'never'"
     )
     steps: int | None = option(None, "training steps in all; by default as the preset says")
-    batch: int | None = option(None, "images a step; by default as the preset says")
+    batch: int | None = option(
+        None, "images a step, of all processes and parts together; by default as the preset says"
+    )
+    accumulate: int = option(
+        1, "parts of a process's images that are computed one after the other, for less memory: the gradient is the same"
+    )
     preset: str = option(
         AUTO, f"generator: {', '.join(presets)}; 'auto' takes paper on a GPU and small on a CPU"
     )
@@ -111,11 +127,20 @@ class TrainConfig:
     log_every: int | None = option(None, "steps between log entries")
     sample_every: int | None = option(None, "steps between sample grids; 0: only at the end")
     checkpoint_every: int | None = option(None, "steps between checkpoints; 0: only at the end")
-    keep: int = option(2, "checkpoints to keep")
+    keep: int = option(2, "newest checkpoints to keep")
+    keep_every: int = option(0, "keep the checkpoints of multiples of so many steps as well; 0: none")
+    eval_every: int | None = option(
+        None, "steps between measurements against the data, needs the extra [metrics]; by default, and with 0, none"
+    )
+    eval_metrics: str | None = option(None, "what is measured, of fid,kid,precision,recall,is; by default fid")
+    eval_count: int | None = option(None, "images generated for a measurement, by default 5000; all real ones are used")
+    eval_extractor: str = option(AUTO, "whose features are compared, see cips eval --help")
+    eval_weights: str | None = option(None, "file of the extractor's weights, such as Inception's")
+    wandb: str | None = option(None, "project of Weights & Biases to report to, needs the package wandb")
 
     def __post_init__(self) -> None:
-        positive = ("batch", "width", "n_layers", "samples", "log_every", "keep", "workers")
-        not_negative = ("steps", "g_lazy_every", "r1_every", "sample_every", "checkpoint_every", "seed")
+        positive = ("batch", "width", "n_layers", "samples", "log_every", "keep", "workers", "accumulate")
+        not_negative = ("steps", "g_lazy_every", "r1_every", "sample_every", "checkpoint_every", "seed", "keep_every")
         for name in positive + not_negative:
             value, low = getattr(self, name), int(name in positive)
             if value is not None and value < low:
@@ -136,6 +161,7 @@ class TrainConfig:
             raise UsageError(f"preset: expected auto, {' or '.join(presets)}, got {self.preset!r}")
         if self.dtype not in (AUTO, *DTYPES):
             raise UsageError(f"dtype: expected auto, {' or '.join(DTYPES)}, got {self.dtype!r}")
+        check_watching(self)
 
     def resolve(self, saved: Mapping[str, Any] | None = None) -> TrainConfig:
         """The same with every "auto" and None replaced.

@@ -1,9 +1,10 @@
-"""What a run writes beside its checkpoints: metrics.jsonl, TensorBoard events, sample grids."""
+"""What a run writes beside its checkpoints: metrics.jsonl, sample grids, and the boards."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,52 +12,60 @@ from torch import Tensor
 
 from ..checkpoint import atomic_file
 from ..pictures import image_grid, save_png
+from .boards import Board, TensorBoard, WeightsAndBiases, finite
 
 
 class RunLog:
-    """Scalars to `metrics.jsonl` and TensorBoard, pictures to `samples/` and TensorBoard.
+    """Scalars to `metrics.jsonl` and the boards, pictures to `samples/` and the boards.
+
+    TensorBoard is a board wherever it is installed; where it is not, one line says so and `metrics.jsonl` has all the same.
 
     Args:
         folder: of the run.
         step: the step that the run starts from; later lines of an earlier attempt are removed.
+        wandb: project of Weights & Biases; None: not there.
+        options: of the run, for Weights & Biases.
+
+    Raises:
+        UsageError: a file cannot be written; Weights & Biases is asked for and does not start.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(
+        self, folder: Path, step: int, wandb: str | None = None, options: Mapping[str, Any] | None = None
+    ) -> None:
         self.folder, self.path = folder, folder / "metrics.jsonl"
         if self.path.exists():
             lines = [line for line in self.path.read_text().splitlines() if _step_of(line) <= step]
             with atomic_file(self.path) as file:
                 file.write("".join(f"{line}\n" for line in lines).encode())
         self._file = open(self.path, "a", buffering=1)
-        self._board: Any = None
+        self.boards: list[Board] = []
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            self.boards.append(TensorBoard(folder, step))
         except ImportError:
             print("cips: tensorboard is not installed: metrics.jsonl only", file=sys.stderr)
-        else:
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        if wandb is not None:
+            self.boards.append(WeightsAndBiases(folder, wandb, options or {}))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """One line of JSON, and one TensorBoard point a value."""
-        self._file.write(
-            json.dumps({"step": step, **{k: float(f"{v:.6g}") for k, v in values.items()}}) + "\n"
-        )
-        if self._board:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+        """One line of JSON, and one point a value on every board. Values that are not finite are left out."""
+        values = finite(values)
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        for board in self.boards:
+            board.scalars(step, values)
 
     def pictures(self, name: str, step: int, images: Tensor) -> Path:
         """uint8 `[B, H, W, 3]` as `samples/NAME.png`; returns the path."""
         grid, path = image_grid(images), self.folder / "samples" / f"{name}.png"
         save_png(path, grid)
-        if self._board:
-            self._board.add_image(name.split("-")[0], grid.numpy(), step, dataformats="HWC")
+        for board in self.boards:
+            board.picture(name.split("-")[0], step, grid.numpy())
         return path
 
     def close(self) -> None:
         self._file.close()
-        if self._board:
-            self._board.close()
+        for board in self.boards:
+            board.close()
 
 
 def _step_of(line: str) -> float:
