@@ -172,3 +172,18 @@ def test_batches_of_nothing():
         Batches(Numbers(0), 4)
     with pytest.raises(ValueError, match="batch: expected an integer of at least 1"):
         Batches(Numbers(3), 0)
+
+
+@needs_earth
+def test_earth_crops_that_are_not_square(picture):
+    crops = EarthCrops((32, 64))
+    index = np.arange(0, len(crops), 97)
+    for k, image in zip(index, crops.images(index)):
+        top, left = crops.corners[k]
+        assert np.array_equal(image.numpy(), np.asarray(picture.crop((left, top, left + 64, top + 32))))
+    moved = crops.images(index, np.random.default_rng(1))
+    reach = np.random.default_rng(1).integers((-8, -16), (8, 16), (len(index), 2), endpoint=True)
+    wide = np.concatenate([np.asarray(picture)] * 2, 1)
+    for image, (top, left) in zip(moved, crops.corners[index] + reach):
+        top = min(max(top, 0), 1050 - 32)
+        assert np.array_equal(image.numpy(), wide[top : top + 32, left % 2700 : left % 2700 + 64])

@@ -10,15 +10,15 @@ from torch import Tensor
 
 
 class ImageSource(ABC):
-    """A set of square RGB images, held in memory as uint8 on one device.
+    """A set of RGB images of one size, held in memory as uint8 on one device.
 
     Attributes:
         name: for messages and file names.
-        size: height and width of an image.
+        size: of an image, one number for squares, otherwise (height, width).
     """
 
     name: str
-    size: int
+    size: int | tuple[int, int]
 
     @abstractmethod
     def __len__(self) -> int:
@@ -37,7 +37,7 @@ class ImageSource(ABC):
             random: for random offsets, where the source has room for them; None: the same image every time.
 
         Returns:
-            uint8 `[B, size, size, 3]` on the source's device.
+            uint8 `[B, height, width, 3]` on the source's device.
         """
 
 
