@@ -21,6 +21,7 @@ class GeneratorConfig:
         mapping_layers: depth of the mapping network.
         mapping_lr_mul: its learning-rate multiplier.
         fourier_features: number of Fourier features; 0: none.
+        fourier_bias: whether they have a bias: the official code's do, those of the paper's formula do not.
         table_features: length of a coordinate embedding; 0: none. One of the two is there.
         table_size: (rows, columns) of the table of embeddings; None: `size`.
         table_init_std: standard deviation with which the table starts; officially 1.
@@ -46,6 +47,7 @@ class GeneratorConfig:
     widths: tuple[int, ...] | None = None
     rgb_after: tuple[int, ...] | None = None
     residual: bool = False
+    fourier_bias: bool = True
 
     def __post_init__(self) -> None:
         put = object.__setattr__  # the fields are frozen; lists, as JSON gives them, become tuples
@@ -67,8 +69,9 @@ class GeneratorConfig:
             depth = len(self.layer_widths)
             if not self.rgb_after or not all(-depth <= n < depth for n in self.rgb_after):
                 raise ValueError(f"rgb_after: expected layers from 0 to {depth - 1}, got {self.rgb_after}")
-        if not isinstance(self.residual, bool):
-            raise ValueError(f"residual: expected True or False, got {self.residual!r}")
+        for name in ("residual", "fourier_bias"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}: expected True or False, got {getattr(self, name)!r}")
         if self.residual and len(self.layer_widths) % 2 == 0:
             raise ValueError(
                 "residual: expected one layer and then blocks of two, an odd number of layers, got"

@@ -16,9 +16,12 @@ from ..generator import Generator
 from .config import DTYPES, TrainConfig
 from .ema import AveragedModel
 from .losses import discriminator_loss, generator_loss, r1_penalty
+from .mixing import StyleMixing
+from .regimes import Sight
 
 # What must agree between a checkpoint and the run that goes on from it. Everything else may change.
 FIXED = ("data", "size", "batch", "seed", "flip", "preset", "width", "n_layers", "d_width")
+FIXED += ("regime", "patch", "turn", "table_size", "fourier_bias")
 
 
 def lazy_adam(parameters: Any, lr: float, every: int, fused: bool) -> torch.optim.Adam:
@@ -56,8 +59,13 @@ class TrainingState:
         self.discriminator.to(memory_format=torch.channels_last)
         assert config.ema_decay is not None, "resolve() fills it in"
         self.average = AveragedModel(self.generator, config.ema_decay)
+        self.regime = config.make_regime(self.device)
+        self.augment = config.make_augmentation().to(self.device)
+        self.mixing = StyleMixing(self.generator.config, config.mixing, self.device) if config.mixing else None
+        assert config.lr is not None and config.g_lazy_every is not None and config.r1_every is not None
         self.g_optimizer = lazy_adam(self.generator.parameters(), config.lr, config.g_lazy_every, on_gpu)
-        self.d_optimizer = lazy_adam(self.discriminator.parameters(), config.lr, config.r1_every, on_gpu)
+        d_every = config.r1_every if config.d_lazy else 0
+        self.d_optimizer = lazy_adam(self.discriminator.parameters(), config.lr, d_every, on_gpu)
         self.step = 0
 
     def train_step(self, real: Tensor) -> dict[str, Tensor]:
@@ -69,12 +77,15 @@ class TrainingState:
 
         Returns:
             0-d tensors on the device, detached: "d_loss", "g_loss", "real_logit", "fake_logit", and "r1"
-            where due. Nothing here makes the host wait for the device.
+            where due, "augment_p" with an adaptive augmentation. Nothing here makes the host wait for the device.
         """
-        metrics = self._discriminator_step(real)
+        seen = self.regime(real)
+        metrics = self._discriminator_step(seen)
         if self.penalty_due():
-            metrics["r1"] = self._r1_step(real)
-        metrics["g_loss"] = self._generator_step(len(real))
+            metrics["r1"] = self._r1_step(seen)
+        metrics["g_loss"] = self._generator_step(seen)
+        if self.augment.probability is not None:
+            metrics["augment_p"] = self.augment.probability.clone()
         self.average.update()
         self.step += 1
         return metrics
@@ -87,11 +98,27 @@ class TrainingState:
         """`[count, style_dim]` ~ N(0, 1) from torch's global generator of the device."""
         return torch.randn(count, self.generator.config.style_dim, device=self.device)
 
-    def _discriminator_step(self, real: Tensor) -> dict[str, Tensor]:
+    def fakes(self, seen: Sight) -> Tensor:
+        """Images, or what a regime sees of them, from new latents: as many as there are real ones."""
+        config, coords = self.config, seen.coords
+        # the official code reads the table itself for whole images and interpolates, as its eval mode does, otherwise
+        lookup = "exact" if coords is None else config.lookup
+        how = {"noise": "fresh" if config.noise else "off", "lookup": lookup}
+        if self.mixing is None:
+            return self.generator(self.latents(len(seen)), coords, **how)
+        w = self.generator.styles(self.latents(2 * len(seen)))
+        return self.generator(self.mixing(*w.chunk(2)), coords, input_is_w=True, **how)
+
+    def judge(self, images: Tensor) -> Tensor:
+        """The discriminator's logits of images, augmented."""
+        return self.discriminator(self.augment(images))
+
+    def _discriminator_step(self, seen: Sight) -> dict[str, Tensor]:
         with torch.no_grad():
-            fake = self.generator(self.latents(len(real)))
+            fake = self.fakes(seen)
         self.discriminator.requires_grad_(True)
-        fake_logits, real_logits = self.discriminator(fake), self.discriminator(real)
+        fake_logits, real_logits = self.judge(fake), self.judge(seen.real)
+        self.augment.observe(real_logits)
         loss = discriminator_loss(real_logits, fake_logits)
         _descend(self.d_optimizer, loss)
         return {
@@ -100,16 +127,16 @@ class TrainingState:
             "fake_logit": fake_logits.detach().mean(),
         }
 
-    def _r1_step(self, real: Tensor) -> Tensor:
-        images = real.detach().requires_grad_(True)
-        penalty = r1_penalty(self.discriminator(images), images)
+    def _r1_step(self, seen: Sight) -> Tensor:
+        images = seen.real.detach().requires_grad_(True)
+        penalty = r1_penalty(self.judge(images), images)
         # times r1_every: a penalty seen so seldom weighs as if it were seen at every step
         _descend(self.d_optimizer, self.config.r1 / 2 * penalty * self.config.r1_every)
         return penalty.detach()
 
-    def _generator_step(self, count: int) -> Tensor:
+    def _generator_step(self, seen: Sight) -> Tensor:
         self.discriminator.requires_grad_(False)
-        loss = generator_loss(self.discriminator(self.generator(self.latents(count))))
+        loss = generator_loss(self.judge(self.fakes(seen)))
         _descend(self.g_optimizer, loss)
         return loss.detach()
 
@@ -129,6 +156,7 @@ class TrainingState:
             "generator": self.generator.state_dict(),
             "discriminator": self.discriminator.state_dict(),
             "average": self.average.module.state_dict(),
+            "augment": self.augment.state_dict(),
             "g_optimizer": self.g_optimizer.state_dict(),
             "d_optimizer": self.d_optimizer.state_dict(),
             "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
@@ -148,7 +176,7 @@ class TrainingState:
         differ = [
             f"{name} was {then.get(name)!r}, now {now[name]!r}"
             for name in FIXED
-            if then.get(name) != now[name]
+            if then.get(name, now[name]) != now[name]
         ]
         if differ:
             raise UsageError(f"{source}: belongs to a run with other options: {'; '.join(differ)}")
@@ -160,6 +188,9 @@ class TrainingState:
             }
             for name, module in modules.items():
                 load_state(f"{source}: {name}", module, state[name])
+            # of another augmentation nothing is taken over: the option may change
+            if state.get("augment", {}).keys() == self.augment.state_dict().keys():
+                load_state(f"{source}: augment", self.augment, state.get("augment", {}))
             for name, optimizer in (("g_optimizer", self.g_optimizer), ("d_optimizer", self.d_optimizer)):
                 # moments come from the file, settings (learning rate, fused) from this run
                 settings = optimizer.state_dict()["param_groups"]

@@ -25,7 +25,9 @@ from ..errors import UsageError
 from ..pictures import to_uint8
 from .config import TrainConfig
 from .graphs import GraphedSteps
+from .growth import start_from
 from .log import RunLog
+from .progressive import run_stages, stage_configs
 from .state import TrainingState
 
 SAMPLE_SEED = (
@@ -71,6 +73,9 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
         DivergenceError: NaN or infinity.
     """
 
+    if config.stages is not None:
+        return run_stages(stage_configs(config), lambda stage: train(stage, progress=progress))
+
     def say(text: str) -> None:
         if progress:
             print(f"cips: {text}", file=sys.stderr, flush=True)
@@ -80,7 +85,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
     folder = Path(config.out)
     names = ("crop", "load_size", "too_small", "cache", "workers")
     how = {name: getattr(config, name) for name in names}
-    images = open_source(config.data, config.size, **how, say=say).to(config.device)
+    images = open_source(config.data, config.image_size, **how, say=say).to(config.device)
     batches = Batches(images, config.batch, seed=config.seed, flip=config.flip, rotate=config.rotate)
 
     torch.manual_seed(config.seed)
@@ -92,6 +97,8 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
         say(f"going on from {source_file} at step {state.step}")
         if state.step >= (config.steps or 0):
             say(f"all {config.steps} steps are done; raise --steps for more")
+    elif config.init is not None:
+        say(start_from(state, config.init))
     for line in _describe(config, state, len(images)):
         say(line)
     with checkpoint.atomic_file(folder / "config.json") as file:
@@ -269,7 +276,8 @@ class _Run:
         # fixed latents and a fixed noise seed: differences between grids are learning, and torch's RNG is
         # left alone
         parts = [
-            to_uint8(average(z.to(self.state.device), noise=SAMPLE_SEED)) for z in self.sample_z.split(batch)
+            to_uint8(average(z.to(self.state.device), self.state.regime.shown(), noise=SAMPLE_SEED, lookup=self.config.lookup))
+            for z in self.sample_z.split(batch)
         ]
         self.log.pictures(f"fake-{self.state.step:08d}", self.state.step, torch.cat(parts))
         self.shown_step = self.state.step
