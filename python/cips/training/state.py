@@ -84,8 +84,9 @@ class TrainingState:
         if self.penalty_due():
             metrics["r1"] = self._r1_step(seen)
         metrics["g_loss"] = self._generator_step(seen)
-        if self.augment.probability is not None:
-            metrics["augment_p"] = self.augment.probability.clone()
+        probability = self.augment.adapted()
+        if probability is not None:
+            metrics["augment_p"] = probability
         self.average.update()
         self.step += 1
         return metrics

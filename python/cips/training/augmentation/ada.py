@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .base import Augmentation, happens
-from .warp import Warp
+from .warp import Warp, blit
 
 KINDS = ("blit", "geometry", "colour")
 ADAPT_EVERY = 4  # steps
@@ -57,19 +57,18 @@ class AdaptiveAugment(Augmentation):
         super().__init__()
         self.kinds = tuple(kind for kind in KINDS if kind in kinds)
         self.target, self.images, self.fixed = target, images, fixed
-        self.register_buffer("probability", torch.full((), 0.0 if fixed is None else float(fixed)))
-        self.register_buffer("tally", torch.zeros(3, dtype=torch.float64))
+        # a fixed one is an option of the run and not a part of its state
+        start = torch.full((), 0.0 if fixed is None else float(fixed))
+        self.register_buffer("probability", start, persistent=fixed is None)
+        self.register_buffer("tally", torch.zeros(3, dtype=torch.float64), persistent=fixed is None)
         self.warp = Warp()
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[2:]
-        inverse = torch.eye(3, device=images.device).expand(len(images), 3, 3)
         if "blit" in self.kinds:
-            inverse = inverse @ blits(self.probability, len(images), height, width)
+            images = blit(images, blits(self.probability, len(images), height, width)[:, :2])
         if "geometry" in self.kinds:
-            inverse = inverse @ geometry(self.probability, len(images), height, width)
-        if self.kinds != ("colour",):
-            images = self.warp(images, inverse[:, :2])
+            images = self.warp(images, geometry(self.probability, len(images), height, width)[:, :2])
         if "colour" in self.kinds:
             matrix = colours(self.probability, len(images)).to(images.dtype)
             mixed = torch.einsum("boc,bchw->bohw", matrix[:, :3, :3], images)
@@ -96,6 +95,9 @@ class AdaptiveAugment(Augmentation):
         self.probability.copy_(torch.where(due, moved.float(), self.probability))
         kept = torch.where(due, 0.0, 1.0)
         self.tally.copy_(torch.stack((signs * kept, logits * kept, steps)))
+
+    def adapted(self) -> Tensor | None:
+        return None if self.fixed is not None else self.probability.clone()
 
 
 def blits(probability: Tensor, count: int, height: int, width: int) -> Tensor:

@@ -14,14 +14,16 @@ class Augmentation(nn.Module):
     are part of a saved state; the host never waits for the device. Buffers are part of a saved state too.
     """
 
-    probability: Tensor | None = None
-
     def forward(self, images: Tensor) -> Tensor:
         """float `[B, 3, H, W]` -> the same shape, dtype and device, each image changed in a way of its own."""
         return images
 
     def observe(self, real_logits: Tensor) -> None:
         """Takes in the discriminator's logits of a step's real images, augmented, `[B]`; an adaptive one learns from them."""
+
+    def adapted(self) -> Tensor | None:
+        """The probability of its changes now, 0-d, where it is adapted as training goes."""
+        return None
 
 
 def axis_shape(values: Tensor) -> Tensor:

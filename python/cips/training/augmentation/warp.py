@@ -2,7 +2,10 @@
 
 An image is continued by reflection, brought to twice its resolution by the low-pass filter of the wavelet sym6, read there
 bilinearly at the points where the output's pixels come from, also at twice the resolution, and brought back by the same
-filter. Since the wavelet is orthogonal, the identity gives the image back.
+filter. Since the wavelet is orthogonal, the identity gives the image back. (Beyond a margin around the image it is the finer
+image that is mirrored, so that memory does not depend on how far the pixels move.)
+
+`blit` is for changes that need no filter: the paper sends those through the same warp, here they are exact.
 
 PyTorch's `grid_sample` has no second derivative (pytorch#34704), which an R1 penalty through an augmentation needs; here
 the reading is a gather and a weighted sum.
@@ -33,7 +36,7 @@ class Warp(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("taps", torch.tensor(SYM6), persistent=False)
+        self.register_buffer("taps", torch.tensor(SYM6, dtype=torch.float64), persistent=False)
 
     def forward(self, images: Tensor, inverse: Tensor) -> Tensor:
         """Args:
@@ -76,12 +79,41 @@ class Warp(nn.Module):
         return F.conv2d(flat, taps.view(1, 1, -1, 1), stride=(2, 1)).unflatten(0, (count, channels))[:, :, 0]
 
 
-def reflected(position: Tensor, count: int) -> Tensor:
-    """Positions beyond the margin around 0..count-1 brought back inside as in a mirror at the first and last pixel."""
+def blit(images: Tensor, inverse: Tensor) -> Tensor:
+    """Moves pixels to other pixels, none of them changed: mirrors, quarter turns, whole steps.
+
+    Args:
+        images: `[B, C, H, W]`.
+        inverse: as in `Warp`; where a point falls between pixels the nearer is taken.
+
+    Returns:
+        `[B, C, H, W]`; what comes in from outside is mirrored.
+    """
+    height, width = images.shape[2:]
+    y = torch.arange(height, device=images.device)[:, None] - (height - 1) / 2
+    x = torch.arange(width, device=images.device) - (width - 1) / 2
+    columns, rows = (
+        inverse[:, axis, 0, None, None] * x + inverse[:, axis, 1, None, None] * y + inverse[:, axis, 2, None, None]
+        for axis in (0, 1)
+    )
+    rows, columns = (
+        mirrored((source + (count - 1) / 2).round().long(), count) for source, count in ((rows, height), (columns, width))
+    )
+    image = torch.arange(len(images), device=images.device)[:, None, None]
+    return images[image, :, rows, columns].permute(0, 3, 1, 2)
+
+
+def mirrored(position: Tensor, count: int) -> Tensor:
+    """Positions on a line brought into 0..count-1 as in mirrors at the first and last pixel."""
     period = 2 * (count - 1)
     inside = torch.remainder(position, period)
-    inside = torch.minimum(inside, period - inside)
-    return torch.where((position >= -MARGIN) & (position <= count - 1 + MARGIN), position, inside)
+    return torch.minimum(inside, period - inside)
+
+
+def reflected(position: Tensor, count: int) -> Tensor:
+    """The same for those beyond the margin around 0..count-1 alone."""
+    near = (position >= -MARGIN) & (position <= count - 1 + MARGIN)
+    return torch.where(near, position, mirrored(position, count))
 
 
 def bilinear(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
