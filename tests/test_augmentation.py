@@ -302,10 +302,10 @@ def test_a_fixed_probability_stays():
 
 def test_the_state_carries_the_probability_on():
     a, b = AdaptiveAugment(images=50), AdaptiveAugment(images=50)
-    for k in range(6):
+    for _ in range(6):
         a.observe(torch.ones(4))
     b.load_state_dict(a.state_dict())
-    for k in range(6):
+    for _ in range(6):
         a.observe(torch.ones(4))
         b.observe(torch.ones(4))
     assert a.probability > 0 and torch.equal(a.probability, b.probability) and torch.equal(a.tally, b.tally)

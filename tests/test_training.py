@@ -82,8 +82,7 @@ class ByHand:
 
     def adam(self, parameters, loss, lr, beta2):
         for p, grad in zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True)):
-            if grad is None:
-                continue
+            grad = torch.zeros_like(p) if grad is None else grad  # R1 of a bias: Adam counts the step all the same
             count, second = self.moments.get(id(p), (0, torch.zeros_like(p)))
             count, second = count + 1, beta2 * second + (1 - beta2) * grad**2
             self.moments[id(p)] = (count, second)

@@ -245,13 +245,12 @@ class TrainConfig:
         defaults = PRESET_DEFAULTS[preset]
         recipe_name = self.recipe if self.recipe != AUTO else defaults.recipe
         recipe = RECIPES[recipe_name]
-        # what the preset says goes before what its own recipe says, but not before one that was asked for
-        own = dataclasses.asdict(defaults) if recipe_name == defaults.recipe else {
-            n: v for n, v in dataclasses.asdict(defaults).items() if n not in ("ema_decay", "lookup")
-        }
         by_default = {**dataclasses.asdict(recipe), "ema_decay": recipe.ema_decay(self.batch or defaults.batch)}
-        by_default |= {n: v for n, v in own.items() if v is not None}
-        by_default |= {"recipe": recipe_name}
+        for name, value in dataclasses.asdict(defaults).items():
+            # what the preset says goes before what its recipe says, but not before one that was asked for
+            if value is not None and (self.recipe == AUTO or name not in by_default):
+                by_default[name] = value
+        by_default["recipe"] = recipe_name
         names = {field.name for field in dataclasses.fields(self)}
         filled = {n: v for n, v in by_default.items() if n in names and getattr(self, n) in (None, AUTO)}
         if self.regime == "cylinder" and self.turn is None:

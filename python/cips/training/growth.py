@@ -35,6 +35,9 @@ from ..generator import Generator
 from .state import TrainingState
 
 TABLE = "encoding.table.weight"
+NEEDED = (
+    "step", "generator_config", "discriminator_config", "generator", "average", "discriminator", "g_optimizer", "d_optimizer",
+)  # fmt: skip
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 Config = TypeVar("Config", GeneratorConfig, DiscriminatorConfig)
 
@@ -56,6 +59,7 @@ def start_from(state: TrainingState, path: str | os.PathLike[str]) -> str:
     file = newest_checkpoint(path)
     saved = load_training(file)
     try:
+        saved = {key: saved[key] for key in NEEDED}
         old_g = _config(GeneratorConfig, saved["generator_config"], file)
         old_d = _config(DiscriminatorConfig, saved["discriminator_config"], file)
         check_architecture(old_g, state.generator.config, ("size", "table_size", "table_init_std"), file, "generator")

@@ -15,7 +15,7 @@ from ..errors import UsageError
 from ..generator import Generator
 from .config import DTYPES, TrainConfig
 from .ema import AveragedModel
-from .losses import discriminator_loss, generator_loss, r1_penalty
+from .losses import discriminator_loss, every_parameter, generator_loss, r1_penalty
 from .mixing import StyleMixing
 from .regimes import Sight
 
@@ -132,7 +132,7 @@ class TrainingState:
         images = seen.real.detach().requires_grad_(True)
         penalty = r1_penalty(self.judge(images), images)
         # times r1_every: a penalty seen so seldom weighs as if it were seen at every step
-        _descend(self.d_optimizer, self.config.r1 / 2 * penalty * self.config.r1_every)
+        _descend(self.d_optimizer, self.config.r1 / 2 * penalty * self.config.r1_every + every_parameter(self.discriminator))
         return penalty.detach()
 
     def _generator_step(self, seen: Sight) -> Tensor:

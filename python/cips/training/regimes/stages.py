@@ -27,7 +27,7 @@ def parse_stages(text: str) -> list[tuple[str, int]]:
             size = parse_size(match[1], "stages")
             DiscriminatorConfig(size)
         except ValueError as error:
-            raise UsageError(f"stages: {str(error).removeprefix('stages: ')}") from error
+            raise UsageError(f"stages: {str(error).removeprefix('stages: ').removeprefix('size: ')}") from error
         if min(a - b for a, b in zip(size, last)) < 0 or size == last:
             raise UsageError(f"stages: expected sizes that grow, got {match[1]} in {text!r}")
         found.append((match[1].lower(), int(match[2])))
