@@ -198,7 +198,7 @@ def test_stages_follow_one_another_and_resume(folder, tmp_path, monkeypatch):
     assert [config.size for config in sizes] == [(8, 8), (16, 16), (32, 32)]
     assert [config.table_size or config.size for config in sizes] == [(8, 8)] * 3, "the table keeps its points"
     # interrupted in the second stage, and once more between two
-    class Enough(Exception):
+    class EnoughError(Exception):
         pass
 
     real, calls = TrainingState.train_step, [0]
@@ -206,13 +206,13 @@ def test_stages_follow_one_another_and_resume(folder, tmp_path, monkeypatch):
     def limited(self, images):
         calls[0] += 1
         if calls[0] == 5:
-            raise Enough
+            raise EnoughError
         return real(self, images)
 
     parts = staged(folder, tmp_path / "parts", resume="auto", checkpoint_every=1)
     with monkeypatch.context() as patch:
         patch.setattr(TrainingState, "train_step", limited)
-        with pytest.raises(Enough):
+        with pytest.raises(EnoughError):
             train(parts, progress=False)
     seen = []
     inner = trainer.start_from
