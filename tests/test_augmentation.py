@@ -9,7 +9,6 @@ import pytest
 import scipy.ndimage
 import scipy.signal
 import torch
-from torchvision.transforms.v2 import functional as tv
 
 from cips.training.augmentation import AUGMENTATIONS, AdaptiveAugment, Augmentation, DiffAugment, ada, diffaug
 from cips.training.augmentation.warp import CENTRE, SYM6, Warp, bilinear, blit
@@ -239,13 +238,14 @@ def test_gradients_of_both_orders(name):
     make = {"diffaug": DiffAugment, "ada": lambda: AdaptiveAugment(fixed=0.9)}
     augment = make[name]().double()
     images = pictures(2, 8, 8).requires_grad_(True)
+    directions = {"fast_mode": True}  # random directions instead of every pixel
 
     def run(images):
         torch.manual_seed(11)
         return augment(images)
 
-    assert torch.autograd.gradcheck(run, (images,))
-    assert torch.autograd.gradgradcheck(lambda x: run(x).pow(3), (images,))
+    assert torch.autograd.gradcheck(run, (images,), **directions)
+    assert torch.autograd.gradgradcheck(lambda x: run(x).pow(3), (images,), **directions)
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
@@ -260,6 +260,7 @@ def test_shapes_devices_and_dtypes_stay(name):
 
 def test_torchvision_agrees_on_mirrors_and_turns():
     """Mirrors, turns and moves in the sense of another library."""
+    tv = pytest.importorskip("torchvision.transforms.v2.functional")
     image = pictures(1, 16, 16)
     maps = {
         "flip": (ada.scales(torch.tensor([-1.0]), torch.tensor([1.0])), tv.horizontal_flip(image)),
@@ -309,3 +310,25 @@ def test_the_state_carries_the_probability_on():
         a.observe(torch.ones(4))
         b.observe(torch.ones(4))
     assert a.probability > 0 and torch.equal(a.probability, b.probability) and torch.equal(a.tally, b.tally)
+
+
+def _observe(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    augment = AdaptiveAugment(images=100)
+    for _ in range(8):
+        # a mean sign of 0.5 there and 1 here: below and above the target apart, above it together
+        augment.observe(torch.full((4,), 1.0) if rank else torch.tensor([1.0, 1.0, 1.0, -1.0]))
+    torch.save(augment.state_dict(), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_count_together(tmp_path):
+    """Two processes adapt as one with the images of both."""
+    torch.multiprocessing.spawn(_observe, (str(tmp_path),), nprocs=2)
+    a, b = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    alone = AdaptiveAugment(images=100)
+    for _ in range(8):
+        alone.observe(torch.tensor([1.0, 1, 1, -1, 1, 1, 1, 1]))
+    assert alone.probability.item() == pytest.approx(0.64)
+    assert all(torch.equal(a[key], value) for key, value in alone.state_dict().items())

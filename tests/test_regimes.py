@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 from cips import Generator, UsageError, grids, load_generator
 from cips.checkpoint import load_training
+from cips.cli import main
 from cips.config import presets
 from cips.training import TrainConfig, train
 from cips.training.mixing import StyleMixing
@@ -280,3 +282,28 @@ def test_regimes_replay_as_graphs_without_waiting(name):
         torch.testing.assert_close(runs[1][0][key], runs[0][0][key], rtol=3e-2, atol=3e-2, msg=key)
     for a, b in zip(*(run[1] for run in runs)):
         torch.testing.assert_close(a, b, rtol=3e-2, atol=3e-2)
+
+
+def test_from_the_command_line(folder, tmp_path, capsys):
+    common = ["train", "--data", folder, "--batch=2", "--width=8", "--n-layers=3", "--d-width=0.002", "--samples=2"]
+    common += ["--device=cpu", "--sample-every=0"]
+    patch = ["--size=16x24", "--regime=patch", "--patch=8", "--dilation=1,2", "--steps=2", "--augment=ada"]
+    assert main([*common, *patch, "--out", str(tmp_path / "patch")]) == 0
+    kept = json.loads((tmp_path / "patch" / "config.json").read_text())
+    assert (kept["size"], kept["patch"], kept["dilation"], kept["recipe"]) == ("16x24", 8, "1,2", "official")
+    # the config beside a run makes it again
+    again = ["train", "--config", str(tmp_path / "patch" / "config.json"), "--out", str(tmp_path / "again")]
+    assert main(again) == 0
+    a, b = (load_training(tmp_path / run / "checkpoints" / "step-00000002.pt") for run in ("patch", "again"))
+    assert all(torch.equal(value, b["generator"][key]) for key, value in a["generator"].items())
+    stages = ["--stages=8:1,16:2", "--regime=patch", "--patch=8", "--out", str(tmp_path / "stages")]
+    assert main([*common, *stages]) == 0
+    told = capsys.readouterr()
+    assert "starting from the networks of" in told.err and "2-16: 2 steps" in told.out
+    init = ["--size=16", "--steps=1", "--init", str(tmp_path / "stages" / "2-16"), "--out", str(tmp_path / "new")]
+    assert main([*common, *init]) == 0
+    assert "its table grown from 8x8 to 16x16; 7 tensors of the discriminator are new" in capsys.readouterr().err
+    wider = [option for option in common if not option.startswith("--width")] + ["--width=16"]
+    assert main([*wider, *init[:-1], str(tmp_path / "wider")]) == 2
+    assert "another architecture: width is 8, here 16" in capsys.readouterr().err
+    assert not (tmp_path / "wider").exists()
