@@ -238,7 +238,7 @@ def test_bad_input_is_one_line_and_status_2(checkpoint, official, tmp_path, caps
         assert not (tmp_path / name).exists(), name
 
 
-def test_a_diverged_run_has_status_1(tmp_path, monkeypatch, capsys):
+def test_a_diverged_run_has_status_2(tmp_path, monkeypatch, capsys):
     from cips.training import state
 
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "0.png")
@@ -252,7 +252,7 @@ def test_a_diverged_run_has_status_1(tmp_path, monkeypatch, capsys):
         "device": "cpu",
         "out": tmp_path / "run",
     }
-    assert main(["train", *(f"--{key}={value}" for key, value in options.items())]) == 1
+    assert main(["train", *(f"--{key}={value}" for key, value in options.items())]) == 2
     assert "stopped at step 1: g_loss is nan; no checkpoint had been written" in capsys.readouterr().err
 
 

@@ -215,13 +215,11 @@ def test_nan_stops_with_the_last_good_state(folder, tmp_path, monkeypatch, what)
 
     monkeypatch.setattr(TrainingState, "train_step", broken)
     if what == "logged loss":  # as on a GPU, where losses are looked at when they are logged
-        monkeypatch.setattr(
-            trainer._Run,
-            "train_step",
-            lambda run: [
-                run.pending[k].append(v) for k, v in broken(run.state, run.batches(run.state.step)).items()
-            ],
-        )
+        def unwatched(run):
+            for name, value in broken(run.state, run.batches(run.state.step)).items():
+                run.pending[name].append(value)
+
+        monkeypatch.setattr(trainer._Run, "train_step", unwatched)
     every = 2 if what == "weight at a checkpoint" else 3
     last, log = f"step-0000000{every}.pt", 4 if what == "logged loss" else 100
     said = "step 4: a weight is not finite" if "weight" in what else "step 4: g_loss is nan"

@@ -26,6 +26,7 @@ from .states import check_state, read_torch_file
 GENERATOR_FORMAT = "cips.generator"
 TRAINING_FORMAT = "cips.training"
 VERSION = 1
+TRAINING_VERSION = 2  # 2: random states of every process, losses not logged yet
 _STATE_NAME = re.compile(r"step-(\d+)\.pt")
 
 
@@ -139,17 +140,34 @@ def load_generator(
     return generator.to(device).eval()
 
 
-def save_training(folder: str | os.PathLike[str], step: int, state: Mapping[str, Any], keep: int = 2) -> Path:
+def save_training(
+    folder: str | os.PathLike[str], step: int, state: Mapping[str, Any], keep: int = 2, keep_every: int = 0
+) -> Path:
     """Writes a run's state after `step` steps as `folder/step-NNNNNNNN.pt`, then removes all but the newest
-    `keep`.
+    `keep` and those of multiples of `keep_every` steps (0: none).
     """
     path = Path(folder) / f"step-{step:08d}.pt"
     with atomic_file(path) as file:
-        torch.save({"format": TRAINING_FORMAT, "version": VERSION, "step": step, **state}, file)
+        try:
+            torch.save({"format": TRAINING_FORMAT, "version": TRAINING_VERSION, "step": step, **state}, file)
+        except RuntimeError as error:
+            # the archive's writer notices that bytes are missing, and hides the reason: a full disk
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
     for old in training_files(folder)[max(keep, 1) :]:
+        if keep_every and step_of(old) % keep_every == 0:
+            continue
         with contextlib.suppress(OSError):
             old.unlink()
     return path
+
+
+def step_of(path: Path) -> int:
+    """The steps that a file of `training_files` says it was written after."""
+    match = _STATE_NAME.fullmatch(path.name)
+    assert match is not None, path
+    return int(match[1])
 
 
 def training_files(folder: str | os.PathLike[str]) -> list[Path]:
@@ -171,6 +189,7 @@ def load_training(path: str | os.PathLike[str]) -> dict[str, Any]:
     state = read_torch_file(path, "training state")
     if not isinstance(state, dict) or state.get("format") != TRAINING_FORMAT:
         raise UsageError(f"{path}: not a training state of this package: no 'format' {TRAINING_FORMAT!r}")
-    if state.get("version") != VERSION:
-        raise UsageError(f"{path}: format version {state.get('version')}; this package reads {VERSION}")
+    if state.get("version") != TRAINING_VERSION:
+        version = f"format version {state.get('version')}; this package reads {TRAINING_VERSION}"
+        raise UsageError(f"{path}: {version}")
     return state

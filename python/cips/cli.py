@@ -1,7 +1,7 @@
 """The command `cips`: train, sample, info, convert, data, and the applications in `commands`.
 
-Exit status: 0; 1 where training diverged; 2 for what the user can put right, with one line on stderr; 128 +
-the signal's number where training was told to stop (its checkpoint is written).
+Exit status: 0; 2 for what the user can put right and where training diverged, with one line on stderr; 128 +
+the signal's number where training was told to stop (its checkpoint is written). Of several processes one prints.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return command(**values)
     except UsageError as error:
-        print(f"cips: error: {error}", file=sys.stderr)
+        if not error.quiet:
+            print(f"cips: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -148,14 +149,18 @@ def _train(**values: Any) -> int:
     try:
         result = train(TrainConfig(**values))
     except DivergenceError as error:
-        print(f"cips: {error}", file=sys.stderr)
-        return 1
+        if not error.quiet:
+            print(f"cips: error: {error}", file=sys.stderr)
+        return 2
     if result.stopped_by is not None:
-        print(
-            f"cips: stopped by {result.stopped_by.name} at step {result.step}, saved; --resume auto goes on",
-            file=sys.stderr,
-        )
+        if result.rank == 0:
+            print(
+                f"cips: stopped by {result.stopped_by.name} at step {result.step}, saved; --resume auto goes on",
+                file=sys.stderr,
+            )
         return 128 + result.stopped_by
+    if result.rank:
+        return 0
     print(f"{result.folder}: {result.step} steps, {result.images_per_second:.1f} images/s")
     print(f"  last grid   {max((result.folder / 'samples').glob('fake-*.png'), default='none')}")
     print(f"  generator   {result.folder / 'generator.safetensors'}")

@@ -73,6 +73,11 @@ class ResidualBlock(nn.Module):
         return self.conv2(self.blur(self.conv1(x))) + self.skip(self.skip_blur(x))
 
 
+def stddev_group(batch: int, group: int = STDDEV_GROUP) -> int:
+    """Images a group in `minibatch_stddev`: the largest number up to `group` that divides `batch`."""
+    return next((n for n in range(min(group, batch), 0, -1) if batch % n == 0), 1)
+
+
 def minibatch_stddev(x: Tensor, group: int = STDDEV_GROUP) -> Tensor:
     """Appends one channel: the standard deviation over groups of images, averaged over channels and pixels.
 
@@ -84,7 +89,7 @@ def minibatch_stddev(x: Tensor, group: int = STDDEV_GROUP) -> Tensor:
         `[B, C + 1, H, W]`.
     """
     batch, _, height, width = x.shape
-    group = next((n for n in range(min(group, batch), 0, -1) if batch % n == 0), 1)
+    group = stddev_group(batch, group)
     wide = torch.promote_types(x.dtype, torch.float32)
     grouped = x.to(wide).unflatten(0, (group, batch // group))
     deviation = (grouped.var(0, correction=0) + 1e-8).sqrt().mean((1, 2, 3)).to(x.dtype)

@@ -8,4 +8,9 @@ class UsageError(ValueError):
 
     The message is one line and names what came and what was expected. `cips` prints it and leaves with status
     2; as a library error it is an ordinary ValueError.
+
+    Attributes:
+        quiet: another process of the same run prints the message.
     """
+
+    quiet: bool = False

@@ -6,9 +6,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .source import EVERY
+
 
 def augment(
-    images: Tensor, random: np.random.Generator, *, flip: bool = True, rotate: bool = False
+    images: Tensor,
+    random: np.random.Generator,
+    *,
+    flip: bool = True,
+    rotate: bool = False,
+    count: int | None = None,
+    part: slice = EVERY,
 ) -> Tensor:
     """First mirrors, then turns. The host draws one number an image for each; the pixels stay on their device.
 
@@ -18,15 +26,18 @@ def augment(
             then, where `rotate`, B integers k in 0..3: image b is turned by k quarters counter-clockwise.
         flip: mirror.
         rotate: turn; for square pictures without an up and a down, such as a satellite's.
+        count: B, where `images` are only a part of a batch: numbers are drawn for all of it; None: they are all.
+        part: which of the batch they are.
 
     Returns:
         The same dtype, device and shape, contiguous.
     """
+    count = len(images) if count is None else count
     if flip:
-        mirrored = random.random(len(images)) < 0.5
+        mirrored = random.random(count)[part] < 0.5
         images = _where(mirrored, images.flip(2), images)
     if rotate:
-        quarters = random.integers(0, 4, len(images))
+        quarters = random.integers(0, 4, count)[part]
         # a quarter turn is a transposition and a mirroring
         images = _where(quarters % 2 == 1, images.transpose(1, 2), images)
         images = _where((quarters == 1) | (quarters == 2), images.flip(1), images)

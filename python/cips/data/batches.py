@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..grids import as_size
 from .augment import augment
-from .source import ImageSource, normalise
+from .source import EVERY, ImageSource, normalise
 
 _ORDER, _AUGMENT = 0, 1  # separate streams of random numbers from one seed
 
@@ -26,13 +26,22 @@ class Batches:
         seed: of order, offsets, flips and turns.
         flip: mirror each image left to right with probability 1/2.
         rotate: turn each image, a square, by 0 to 3 quarters, equally likely.
+        part: which images of a batch are made. Process r of n takes `slice(r, None, n)`, and all processes together
+            see the batches that one alone would see.
 
     Raises:
         ValueError: a batch of none, a source without images, quarter turns of images that are not square.
     """
 
     def __init__(
-        self, source: ImageSource, batch: int, *, seed: int = 0, flip: bool = True, rotate: bool = False
+        self,
+        source: ImageSource,
+        batch: int,
+        *,
+        seed: int = 0,
+        flip: bool = True,
+        rotate: bool = False,
+        part: slice = EVERY,
     ) -> None:
         if batch < 1:
             raise ValueError(f"batch: expected an integer of at least 1, got {batch!r}")
@@ -41,11 +50,11 @@ class Batches:
         if rotate and len(set(as_size(source.size))) != 1:
             raise ValueError(f"rotate: expected square images to turn by quarters, got {source.size}")
         self.source, self.batch, self.seed = source, batch, seed
-        self.flip, self.rotate = flip, rotate
+        self.flip, self.rotate, self.part = flip, rotate, part
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def indices(self, step: int) -> np.ndarray:
-        """Numbers of the images of a step, `[batch]`."""
+        """Numbers of the images of a step, `[batch]`, all of them."""
         count, start = len(self.source), step * self.batch
         parts = []
         while start < (step + 1) * self.batch:
@@ -59,8 +68,9 @@ class Batches:
 
     def __call__(self, step: int) -> Tensor:
         """Images of a step: float32 `[batch, 3, height, width]` in [-1, 1] on the source's device,
-        channels-last.
+        channels-last; of the `part` alone.
         """
         random = np.random.default_rng((self.seed, _AUGMENT, step))
-        images = self.source.images(self.indices(step), random)
-        return normalise(augment(images, random, flip=self.flip, rotate=self.rotate))
+        images = self.source.images(self.indices(step), random, self.part)
+        how = {"flip": self.flip, "rotate": self.rotate, "count": self.batch, "part": self.part}
+        return normalise(augment(images, random, **how))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..grids import as_size
-from .source import ImageSource
+from .source import EVERY, ImageSource, digest
 
 ROWS = (150, 2250)
 MIN_DEVIATION = 12.0  # mean over the channels of a crop's standard deviation, in grey levels of 255
@@ -103,12 +103,23 @@ class EarthCrops(ImageSource):
         self._rows, self._columns = self._rows.to(device), self._columns.to(device)
         return self
 
-    def images(self, index: np.ndarray, random: np.random.Generator | None = None) -> Tensor:
+    def fingerprint(self) -> dict[str, str]:
+        corners = digest(str(self.size).encode(), self.corners.tobytes())
+        return {
+            "images": str(len(self)),
+            "names": corners,
+            "pixels": digest(self.picture[::8].cpu().numpy().tobytes()),
+        }
+
+    def images(
+        self, index: np.ndarray, random: np.random.Generator | None = None, part: slice = EVERY
+    ) -> Tensor:
         corners = self.corners[index]
         if random is not None:
             # one number where one will do: numpy draws others for an array of limits
             reach = self.size // 4 if isinstance(self.size, int) else np.array(self.size) // 4
             corners = corners + random.integers(-reach, reach, corners.shape, endpoint=True)
+        corners = corners[part]
         height, width, _ = self.picture.shape
         corners[:, 0] = corners[:, 0].clip(0, height - len(self._rows))
         # a copy this small does not make the host wait for the device

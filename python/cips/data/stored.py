@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ..grids import as_size
 from .cache import Decoded
-from .source import ImageSource
+from .source import EVERY, ImageSource, digest
 
+SAMPLED, RUN = 4096, 16  # images that a fingerprint looks into at most, and pixels of each
 DEVICE_BYTES = 4 * 2**30  # larger sets stay in the host's memory and travel batch by batch
 
 
@@ -47,8 +48,20 @@ class StoredImages(ImageSource):
             return rooms // 2
         return random.integers(0, rooms, endpoint=True)
 
-    def images(self, index: np.ndarray, random: np.random.Generator | None = None) -> Tensor:
-        corners, widths, starts = self.corners(index, random), self.shapes[index, 1], self._starts[index]
+    def fingerprint(self) -> dict[str, str]:
+        names = digest("\n".join(self.names).encode(), self.shapes.tobytes())
+        # of a set that may be larger than memory only a run of pixels in the middle of some of its images
+        some = np.unique(np.linspace(0, len(self) - 1, SAMPLED).astype(np.int64))
+        first = torch.from_numpy((self._starts + self.shapes.prod(1) // 2)[some]).to(self.pixels.device)
+        places = (first[:, None] + torch.arange(RUN, device=first.device)).clamp(max=len(self.pixels) - 1)
+        pixels = self.pixels[places].cpu().numpy().tobytes()
+        return {"images": str(len(self)), "names": names, "pixels": digest(pixels)}
+
+    def images(
+        self, index: np.ndarray, random: np.random.Generator | None = None, part: slice = EVERY
+    ) -> Tensor:
+        corners = self.corners(index, random)[part]
+        widths, starts = self.shapes[index[part], 1], self._starts[index[part]]
         first = starts + corners[:, 0] * widths + corners[:, 1]
         if self.pixels.device.type != "cpu":
             # copies this small do not make the host wait for the device

@@ -55,7 +55,12 @@ class TrainConfig:
     dilation: int | str = option(1, "with regime patch: pixels between those of a patch, sigma; or several: '1,2,4'")
     turn: int | None = option(None, "with regime cylinder: columns of a full turn; by default 4 images' width")
     steps: int | None = option(None, "training steps in all; by default as the preset says")
-    batch: int | None = option(None, "images a step; by default as the preset says")
+    batch: int | None = option(
+        None, "images a step, of all processes and parts together; by default as the preset says"
+    )
+    accumulate: int = option(
+        1, "parts of a process's images that are computed one after the other, for less memory: the gradient is the same"
+    )
     preset: str = option(
         AUTO, f"generator: {', '.join(presets)}; 'auto' takes paper on a GPU and small on a CPU"
     )
@@ -122,11 +127,12 @@ class TrainConfig:
     log_every: int | None = option(None, "steps between log entries")
     sample_every: int | None = option(None, "steps between sample grids; 0: only at the end")
     checkpoint_every: int | None = option(None, "steps between checkpoints; 0: only at the end")
-    keep: int = option(2, "checkpoints to keep")
+    keep: int = option(2, "newest checkpoints to keep")
+    keep_every: int = option(0, "keep the checkpoints of multiples of so many steps as well; 0: none")
 
     def __post_init__(self) -> None:
-        positive = ("patch", "turn", "batch", "width", "n_layers", "samples", "log_every", "keep", "workers")
-        not_negative = ("steps", "g_lazy_every", "r1_every", "sample_every", "checkpoint_every", "seed")
+        positive = ("patch", "turn", "batch", "width", "n_layers", "samples", "log_every", "keep", "workers", "accumulate")
+        not_negative = ("steps", "g_lazy_every", "r1_every", "sample_every", "checkpoint_every", "seed", "keep_every")
         for name in positive + not_negative:
             value, low = getattr(self, name), int(name in positive)
             if value is not None and value < low:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..errors import UsageError
 from .state import TrainingState
 
 WARM_UP = 2  # steps of a kind run as usual before it is captured: kernels are compiled, optimiser states made
@@ -18,14 +19,24 @@ WARM_UP = 2  # steps of a kind run as usual before it is captured: kernels are c
 class GraphedSteps:
     """Runs `state.train_step`, from the third step of a kind on by replaying its graph.
 
+    With several processes the sums of gradients are part of the graph: NCCL's can be recorded, gloo's cannot.
+
     There are two kinds of step, with and without the R1 penalty, and one graph of each. They share their memory, since
     they never run at the same time.
 
     Args:
         state: on a CUDA device; its optimisers must be `capturable`.
+
+    Raises:
+        UsageError: the processes sum gradients through something else than NCCL.
     """
 
     def __init__(self, state: TrainingState) -> None:
+        if state.world.backend not in ("none", "nccl"):
+            raise UsageError(
+                f"cuda_graphs: cannot record steps whose gradients travel through {state.world.backend};"
+                " expected a PyTorch with NCCL, or --cuda-graphs false"
+            )
         self.state = state
         self._seen: dict[bool, int] = {False: 0, True: 0}
         self._graphs: dict[bool, tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]] = {}
@@ -61,7 +72,10 @@ class GraphedSteps:
         # gradients of earlier steps lie outside the graph's memory: let it make its own
         self.state.g_optimizer.zero_grad(set_to_none=True)
         self.state.d_optimizer.zero_grad(set_to_none=True)
-        with torch.cuda.graph(graph, pool=others[0][0].pool() if others else None, stream=self._stream):
+        pool = others[0][0].pool() if others else None
+        # NCCL's watchdog, another thread, asks the driver about earlier sums meanwhile, which "global" forbids
+        mode = "global" if self.state.world.size == 1 else "thread_local"
+        with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode=mode):
             metrics = self.state.train_step(self._real)
         self.state.step = step
         return graph, metrics

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import json
 import math
 import signal
 import sys
-import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,20 +21,35 @@ from .. import checkpoint
 from ..data import Batches, open_source
 from ..errors import UsageError
 from ..pictures import to_uint8
+from . import start
 from .config import TrainConfig
 from .graphs import GraphedSteps
-from .growth import start_from
+from .growth import read_checkpoint, start_from
 from .log import RunLog
 from .progressive import run_stages, stage_configs
+from .signals import StopRequest, stop_request
 from .state import TrainingState
+from .world import World, take_device
 
 SAMPLE_SEED = (
     1_000_003  # of the latents of the sample grids: the same for every run, apart from the training's
 )
 
 
+TROUBLE = 1000  # above every signal's number: what one process tells the others after a step
+
+# options that processes may have of their own: each machine its disks and processors
+OF_A_MACHINE = ("cache", "workers")
+
+
 class DivergenceError(RuntimeError):
-    """A loss or a weight is no longer finite. The last checkpoint written is still good."""
+    """A loss or a weight is no longer finite. The last checkpoint written is still good.
+
+    Attributes:
+        quiet: another process of the same run prints the message.
+    """
+
+    quiet: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +61,14 @@ class TrainResult:
         step: steps done in all.
         stopped_by: the signal that ended it early, or None.
         images_per_second: over the whole of this call, sample grids and checkpoints included.
+        rank: of this process; 0 reports.
     """
 
     folder: Path
     step: int
     stopped_by: signal.Signals | None
     images_per_second: float
+    rank: int = 0
 
 
 def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
@@ -63,108 +78,125 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
     generator.safetensors (the averaged generator, for `cips sample`). SIGINT and SIGTERM save a checkpoint
     and return.
 
+    Started by torchrun, or in a process group, the processes train together (docs/scale.md): each computes
+    its share of every batch, process 0 writes.
+
     Args:
         config: the options; what is open in it follows the device, or the checkpoint that it goes on from.
         progress: show a progress bar and print what was chosen.
 
     Raises:
         UsageError: an option, the data or a checkpoint cannot be used; the folder holds a run already and
-            `resume` is "never".
+            `resume` is "never"; the processes differ in options or data; a file cannot be written.
         DivergenceError: NaN or infinity.
     """
 
     if config.stages is not None:
         return run_stages(stage_configs(config), lambda stage: train(stage, progress=progress))
 
+    take_device(config.device)
+    world = World.join(config.resolve().device)
+    try:
+        return _train(config, world, progress and world.rank == 0)
+    finally:
+        gc.collect()  # graphs that hold recorded sums must go before the process group does
+        world.close()
+
+
+def _train(config: TrainConfig, world: World, progress: bool) -> TrainResult:
     def say(text: str) -> None:
         if progress:
             print(f"cips: {text}", file=sys.stderr, flush=True)
 
-    config, saved, source_file = _find_start(config)
+    given = {n: v for n, v in dataclasses.asdict(config).items() if n not in OF_A_MACHINE}
+    world.same(given, "option")
+    own = {name: getattr(config, name) for name in OF_A_MACHINE}
+    config, saved, source_file = world.first(lambda: start.find_start(config))
+    config = dataclasses.replace(config, **own)
     assert config.out is not None and config.batch is not None  # resolved
     folder = Path(config.out)
     names = ("crop", "load_size", "too_small", "cache", "workers")
     how = {name: getattr(config, name) for name in names}
-    images = open_source(config.data, config.image_size, **how, say=say).to(config.device)
-    batches = Batches(images, config.batch, seed=config.seed, flip=config.flip, rotate=config.rotate)
+    parts = start.check_division(config, world)
+    images = world.together(lambda: open_source(config.data, config.image_size, **how, say=say).to(config.device))
+    fingerprint = images.fingerprint()
+    world.same(fingerprint, "data")
+    batches = Batches(
+        images,
+        config.batch,
+        seed=config.seed,
+        flip=config.flip,
+        rotate=config.rotate,
+        part=slice(world.rank, None, world.size),
+    )
 
     torch.manual_seed(config.seed)
     if config.device.startswith("cuda"):
         torch.backends.cudnn.benchmark = True
-    state = TrainingState(config)
+    state = world.together(lambda: TrainingState(config, world))
+    state.replicate()
+    if world.rank:
+        state.seed_random(config.seed)  # process 0 draws as a single one would
+    log: dict[str, list[float]] = {}
     if saved is not None:
-        state.load_state_dict(saved, str(source_file))
+        notes = world.together(lambda: state.load_state_dict(saved, str(source_file)))
         say(f"going on from {source_file} at step {state.step}")
+        if saved["fingerprint"] != fingerprint:
+            notes.append("the data has changed since: batches are not what they would have been")
+        for note in notes:
+            say(f"  {note}")
+        log = saved["log"]
+        saved = None  # its memory is wanted elsewhere
         if state.step >= (config.steps or 0):
             say(f"all {config.steps} steps are done; raise --steps for more")
     elif config.init is not None:
-        say(start_from(state, config.init))
-    for line in _describe(config, state, len(images)):
+        say(world.together(lambda: start_from(state, config.init, lambda path: world.first(lambda: read_checkpoint(path)))))
+    for line in [*start.describe(config, state, len(images)), *parts]:
         say(line)
-    with checkpoint.atomic_file(folder / "config.json") as file:
-        file.write(json.dumps(dataclasses.asdict(config), indent=1).encode())
-    checkpoint.remove_leftovers(folder)
-    checkpoint.remove_leftovers(_checkpoints(config))
-    run = _Run(config, state, batches, progress)
-    try:
-        return run.loop()
-    finally:
-        run.close()
 
+    held = contextlib.ExitStack()
 
-def _find_start(config: TrainConfig) -> tuple[TrainConfig, dict[str, Any] | None, Path | None]:
-    """Resolved options, and the checkpoint to go on from, if any."""
-    if config.resume not in ("never", "auto"):
-        path = Path(config.resume)
-        saved = checkpoint.load_training(path)
-        if config.out is None and path.resolve().parent.name == "checkpoints":
-            config = dataclasses.replace(config, out=str(path.parent.parent))
-        config = config.resolve(saved.get("config", {}))
-        newest = checkpoint.training_files(_checkpoints(config))[:1]
-        if newest and newest[0].resolve() != path.resolve():
-            raise UsageError(f"out: {config.out} holds {newest[0].name} already; choose another --out")
-        return config, saved, path
-    fresh = config.resolve()
-    files = checkpoint.training_files(_checkpoints(fresh))
-    if files and config.resume == "never":
-        raise UsageError(
-            f"out: {fresh.out} holds a run; add --resume auto to go on with it, or choose another --out"
-        )
-    for path in files:
+    def begin() -> None:
+        held.enter_context(start.sole_use(folder))
+        with checkpoint.atomic_file(folder / "config.json") as file:
+            file.write(json.dumps(dataclasses.asdict(config), indent=1).encode())
+        checkpoint.remove_leftovers(folder)
+        checkpoint.remove_leftovers(start.checkpoints(config))
+
+    with held:
+        world.first(begin)
         try:
-            saved = checkpoint.load_training(path)
-        except UsageError as error:
-            print(f"cips: skipping a damaged checkpoint: {error}", file=sys.stderr)
-            continue
-        return config.resolve(saved.get("config", {})), saved, path
-    if files:
-        raise UsageError(f"resume: no whole checkpoint in {_checkpoints(fresh)}")
-    return fresh, None, None
-
-
-def _checkpoints(config: TrainConfig) -> Path:
-    return Path(str(config.out)) / "checkpoints"
-
-
-def _describe(config: TrainConfig, state: TrainingState, images: int) -> list[str]:
-    millions = [sum(p.numel() for p in m.parameters()) / 1e6 for m in (state.generator, state.discriminator)]
-    g = state.generator.config
-    return [
-        f"device {config.device}, {config.dtype}; data {config.data}: {images} images of {config.size} px",
-        f"generator '{config.preset}': {len(g.layer_widths)} layers of {max(g.layer_widths)}, "
-        f"{millions[0]:.2f} M parameters; discriminator x{config.d_width:g}: {millions[1]:.2f} M",
-        f"batch {config.batch}, {config.steps} steps; run folder {config.out}",
-    ]
+            run = _Run(config, state, batches, progress, fingerprint, log)
+            try:
+                return run.loop()
+            finally:
+                run.close()
+        except (OSError, UsageError) as error:  # a full disk, mostly
+            stopped = UsageError(f"stopped at step {state.step}: {error}; {start.last_good(config)}")
+            stopped.quiet = world.rank != 0
+            raise stopped from error
 
 
 class _Run:
     """One call of `train`: the state, and what is written about it."""
 
-    def __init__(self, config: TrainConfig, state: TrainingState, batches: Batches, progress: bool) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        state: TrainingState,
+        batches: Batches,
+        progress: bool,
+        fingerprint: dict[str, str],
+        log: dict[str, list[float]],
+    ) -> None:
         self.config, self.state, self.batches, self.progress = config, state, batches, progress
+        self.world, self.fingerprint = state.world, fingerprint
         self.folder = Path(str(config.out))
-        self.log = RunLog(self.folder, state.step)
+        self.log: RunLog | None = None
+        self.world.first(self.open_log)
+        # of the steps since the last log entry: this process's values on the device, and means over processes
         self.pending: dict[str, list[Tensor]] = defaultdict(list)
+        self.collected: dict[str, list[float]] = defaultdict(list, {n: list(v) for n, v in log.items()})
         self.saved_step = self.shown_step = state.step if state.step else -1
         random = torch.Generator().manual_seed(SAMPLE_SEED)
         self.sample_z = torch.randn(config.samples, state.generator.config.style_dim, generator=random)
@@ -174,15 +206,28 @@ class _Run:
         self.step_function = GraphedSteps(state) if graphed else state.train_step
 
     def close(self) -> None:
-        self.log.close()
+        self.step_function = self.state.train_step  # gives back the graphs
+        if self.log is not None:
+            with contextlib.suppress(OSError):  # of a full disk, which has been reported
+                self.log.close()
+
+    def open_log(self) -> None:
+        self.log = RunLog(self.folder, self.state.step)
+
+    def write_log(self, step: int, values: dict[str, float]) -> None:
+        def write() -> None:
+            assert self.log is not None
+            self.log.scalars(step, values)
+
+        self.world.first(write)
 
     def loop(self) -> TrainResult:
         from tqdm import tqdm
 
         config, state = self.config, self.state
         assert config.steps is not None and config.batch is not None
-        start, began = state.step, time.perf_counter()
-        if start == 0:
+        begun_at, began = state.step, time.perf_counter()
+        if begun_at == 0:
             self.show_real()
             self.show_samples()
         stopped_by = None
@@ -190,22 +235,23 @@ class _Run:
         every = 0.2 if sys.stderr.isatty() else 15.0
         bar = tqdm(
             total=config.steps,
-            initial=start,
+            initial=begun_at,
             unit="step",
             mininterval=every,
             disable=not self.progress,
             dynamic_ncols=True,
         )
-        with bar, _stop_request() as request:
-            mark, mark_step = time.perf_counter(), start
-            while state.step < config.steps and request.signal is None:
-                self.train_step()
+        with bar, stop_request(insistent=self.world.size == 1) as request:
+            mark, mark_step = time.perf_counter(), begun_at
+            while state.step < config.steps and stopped_by is None:
+                trouble = self.train_step()
                 bar.update()
+                stopped_by = self.agree(request, trouble)
                 if state.step % config.log_every == 0 or state.step == config.steps:
                     values = self.flush()
                     now = time.perf_counter()
                     values["images_per_second"] = (state.step - mark_step) * config.batch / (now - mark)
-                    self.log.scalars(state.step, values)
+                    self.write_log(state.step, values)
                     bar.set_postfix_str(_postfix(values), refresh=False)
                     mark, mark_step = now, state.step
                 paused = time.perf_counter()
@@ -214,15 +260,27 @@ class _Run:
                 if config.checkpoint_every and state.step % config.checkpoint_every == 0:
                     self.save()
                 mark += time.perf_counter() - paused  # images/s counts training alone
-            stopped_by = request.signal
             if state.step != self.saved_step:
                 self.save()
             if stopped_by is None and state.step != self.shown_step:
                 self.show_samples()
-        rate = (state.step - start) * config.batch / max(time.perf_counter() - began, 1e-9)
-        return TrainResult(self.folder, state.step, stopped_by, rate)
+        rate = (state.step - begun_at) * config.batch / max(time.perf_counter() - began, 1e-9)
+        return TrainResult(self.folder, state.step, stopped_by, rate, self.world.rank)
 
-    def train_step(self) -> None:
+    def agree(self, request: StopRequest, trouble: str | None) -> signal.Signals | None:
+        """The signal that any process has got, for all of them to stop at the same step.
+
+        Raises:
+            DivergenceError: on all of them, where one is in trouble.
+        """
+        number = TROUBLE if trouble else int(request.signal or 0)
+        number = self.world.largest(number)
+        if number == TROUBLE:
+            raise self.diverged(next(each for each in self.world.gather(trouble) if each))
+        return signal.Signals(number) if number else None
+
+    def train_step(self) -> str | None:
+        """One step; says what is wrong with its losses, where they are looked at."""
         state = self.state
         try:
             metrics = self.step_function(self.batches(state.step))
@@ -236,25 +294,36 @@ class _Run:
         if self.watch_every_step:
             for name, value in metrics.items():
                 if not math.isfinite(float(value)):
-                    raise self.diverged(f"{name} is {float(value)}")
+                    return f"{name} is {float(value)}"
+        return None
+
+    def collect(self) -> None:
+        """Brings the losses of the steps since the last call to the host, as means over processes: the one place
+        where the loop waits for the device.
+        """
+        if not self.pending:
+            return
+        lengths = [len(values) for values in self.pending.values()]
+        line = torch.stack([value for values in self.pending.values() for value in values]).float()
+        self.world.sum_([line])
+        for name, part in zip(self.pending, (line / self.world.size).split(lengths)):
+            self.collected[name] += part.tolist()
+        self.pending.clear()
 
     def flush(self) -> dict[str, float]:
-        """Means since the last call; the one place where the loop waits for the device."""
-        if not self.pending:
-            return {}
-        names = list(self.pending)
-        means = torch.stack([torch.stack(self.pending[name]).float().mean() for name in names]).tolist()
-        self.pending.clear()
-        values = dict(zip(names, means))
+        """Means since the last call."""
+        self.collect()
+        values = {name: math.fsum(each) / len(each) for name, each in self.collected.items()}
+        self.collected.clear()
         for name, value in values.items():
             if not math.isfinite(value):
                 raise self.diverged(f"{name} is {value}")
         return values
 
     def diverged(self, what: str) -> DivergenceError:
-        files = checkpoint.training_files(_checkpoints(self.config))
-        last = f"the last good state is {files[0]}" if files else "no checkpoint had been written"
-        return DivergenceError(f"stopped at step {self.state.step}: {what}; {last}")
+        error = DivergenceError(f"stopped at step {self.state.step}: {what}; {start.last_good(self.config)}")
+        error.quiet = self.world.rank != 0
+        return error
 
     def save(self) -> None:
         """The checkpoint of this step, and the averaged generator beside it."""
@@ -262,31 +331,52 @@ class _Run:
             raise self.diverged("a weight is not finite")
         average = self.state.average.module
         average.estimate_w_mean()  # exact for the averaged mapping network; draws from its own seed
-        checkpoint.save_training(
-            _checkpoints(self.config), self.state.step, self.state.state_dict(), self.config.keep
-        )
-        checkpoint.save_generator(
-            self.folder / "generator.safetensors", average, step=self.state.step, data=self.config.data
-        )
+        self.collect()
+        state = {
+            **self.state.state_dict(),
+            "fingerprint": self.fingerprint,
+            "log": dict(self.collected),
+        }
+
+        def write() -> None:
+            # the checkpoint last: killed in between, the run goes on from an older one and writes both again
+            notes = {"step": self.state.step, "data": self.config.data}
+            checkpoint.save_generator(self.folder / "generator.safetensors", average, **notes)
+            kept = self.config.keep, self.config.keep_every
+            checkpoint.save_training(start.checkpoints(self.config), self.state.step, state, *kept)
+
+        self.world.first(write)
         self.saved_step = self.state.step
 
     @torch.no_grad()
     def show_samples(self) -> None:
-        average, batch = self.state.average.module, self.config.batch
+        """The averaged generator's images of the fixed latents, every process some of them."""
+        average, step = self.state.average.module, self.state.step
+        parts = self.sample_z.split(self.config.batch // (self.world.size * self.config.accumulate))
         # fixed latents and a fixed noise seed: differences between grids are learning, and torch's RNG is
         # left alone
-        parts = [
-            to_uint8(average(z.to(self.state.device), self.state.regime.shown(), noise=SAMPLE_SEED, lookup=self.config.lookup))
-            for z in self.sample_z.split(batch)
-        ]
-        self.log.pictures(f"fake-{self.state.step:08d}", self.state.step, torch.cat(parts))
-        self.shown_step = self.state.step
+        shown = self.state.regime.shown()
+        mine = {
+            k: to_uint8(average(parts[k].to(self.state.device), shown, noise=SAMPLE_SEED, lookup=self.config.lookup))
+            for k in self.world.share(len(parts))
+        }
+        drawn = {k: images for each in self.world.gather(mine) for k, images in each.items()}
+
+        def write() -> None:
+            assert self.log is not None
+            self.log.pictures(f"fake-{step:08d}", step, torch.cat([drawn[k] for k in range(len(parts))]))
+
+        self.world.first(write)
+        self.shown_step = step
 
     def show_real(self) -> None:
-        source = self.batches.source
-        index = self.batches.indices(0)
-        index = np.resize(index, self.config.samples)  # a small batch is shown again and again
-        self.log.pictures("real", 0, source.images(index).cpu())
+        def write() -> None:
+            assert self.log is not None
+            # a small batch is shown again and again
+            index = np.resize(self.batches.indices(0), self.config.samples)
+            self.log.pictures("real", 0, self.batches.source.images(index).cpu())
+
+        self.world.first(write)
 
 
 def _postfix(values: dict[str, float]) -> str:
@@ -297,31 +387,3 @@ def _postfix(values: dict[str, float]) -> str:
         "R1": values.get("r1"),
     }
     return ", ".join(f"{name} {value:.4g}" for name, value in shown.items() if value is not None)
-
-
-@dataclasses.dataclass
-class _Request:
-    signal: signal.Signals | None = None
-
-
-@contextlib.contextmanager
-def _stop_request() -> Iterator[_Request]:
-    """Notes SIGINT and SIGTERM while the block runs, so that a step is finished and saved; a second one
-    interrupts.
-    """
-    request = _Request()
-    if threading.current_thread() is not threading.main_thread():
-        yield request  # only the main thread may set handlers
-        return
-
-    def note(number: int, frame: object) -> None:
-        if request.signal is not None:
-            raise KeyboardInterrupt
-        request.signal = signal.Signals(number)
-
-    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield request
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
