@@ -216,7 +216,7 @@ def test_stages_follow_one_another_and_resume(folder, tmp_path, monkeypatch):
             train(parts, progress=False)
     seen = []
     inner = trainer.start_from
-    monkeypatch.setattr(trainer, "start_from", lambda state, path: seen.append(path) or inner(state, path))
+    monkeypatch.setattr(trainer, "start_from", lambda state, path, *how: seen.append(path) or inner(state, path, *how))
     train(parts, progress=False)
     assert seen == [str(tmp_path / "parts" / "2-16")], "the second stage goes on, the third starts from it"
     a, b = (load_training(tmp_path / run / "3-32" / "checkpoints" / "step-00000002.pt") for run in ("whole", "parts"))

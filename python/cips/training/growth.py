@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,12 +42,27 @@ _BLOCK = re.compile(r"blocks\.(\d+)\.")
 Config = TypeVar("Config", GeneratorConfig, DiscriminatorConfig)
 
 
-def start_from(state: TrainingState, path: str | os.PathLike[str]) -> str:
+def read_checkpoint(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
+    """The file that `newest_checkpoint` finds, and what it holds.
+
+    Raises:
+        UsageError: none, or a damaged one.
+    """
+    file = newest_checkpoint(path)
+    return file, load_training(file)
+
+
+def start_from(
+    state: TrainingState,
+    path: str | os.PathLike[str],
+    read: Callable[[str | os.PathLike[str]], tuple[Path, dict[str, Any]]] = read_checkpoint,
+) -> str:
     """Takes over the networks of a checkpoint.
 
     Args:
         state: new, of step 0.
         path: a training checkpoint, or the folder of a run, whose newest is taken.
+        read: reads it; of several processes one may read for all.
 
     Returns:
         A line about what was taken.
@@ -56,8 +71,7 @@ def start_from(state: TrainingState, path: str | os.PathLike[str]) -> str:
         UsageError: no such file, a damaged one, or networks of another architecture, whose field is named. Nothing has
             changed then.
     """
-    file = newest_checkpoint(path)
-    saved = load_training(file)
+    file, saved = read(path)
     try:
         saved = {key: saved[key] for key in NEEDED}
         old_g = _config(GeneratorConfig, saved["generator_config"], file)
