@@ -55,9 +55,9 @@ class TrainingState:
     """Generator, discriminator, averaged generator, both optimisers and the count of steps.
 
     With several processes each has all of it, and the same bits of it: they start from the weights of process 0
-    (`replicate`) and every step sums their gradients. The sum is our own and not that of DistributedDataParallel: R1 leaves some
-    parameters without a gradient in some steps, the discriminator runs twice before its backward, and a step must be
-    the same inside a CUDA graph; each of these needs another exception there. Nothing is lost by it: the fused stack's
+    (`replicate`) and every step sums their gradients. The sum is our own and not that of DistributedDataParallel: without
+    noise some parameters have no gradient, the discriminator runs twice before its backward, and a step must be the
+    same inside a CUDA graph; each of these needs another exception there. Nothing is lost by it: the fused stack's
     gradients all arrive at once, at the end of its backward.
 
     Args:
