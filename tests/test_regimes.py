@@ -257,31 +257,32 @@ def test_images_smaller_than_the_whole_image_are_refused_though_the_patch_would_
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", REGIMES)
 def test_regimes_replay_as_graphs_without_waiting(name):
+    """Twelve steps, the later ones replayed, against twelve eager ones, of which the later may not wait."""
     from cips.training.graphs import GraphedSteps
 
-    config = TrainConfig(**{**TINY, **REGIMES[name], "device": "cuda", "r1_every": 2}).resolve()
+    options = {**TINY, **REGIMES[name], "device": "cuda", "dtype": "float32", "r1_every": 2}
+    config = TrainConfig(**options).resolve()
+    real = torch.rand(4, 3, *config.image_size, device="cuda", generator=torch.Generator("cuda").manual_seed(5)) * 2 - 1
     runs = []
-    height, width = config.image_size
-    real = torch.rand(4, 3, height, width, device="cuda") * 2 - 1
     for graphed in (False, True):
         torch.manual_seed(0)
         state = TrainingState(config)
         step = GraphedSteps(state) if graphed else state.train_step
         torch.manual_seed(1)
-        for number in range(12):
-            if number == 6 and not graphed:
-                torch.cuda.synchronize()
-                torch.cuda.set_sync_debug_mode("error")
-            try:
-                metrics = step(real)
-            finally:
-                if number == 11 or graphed:
-                    torch.cuda.set_sync_debug_mode("default")
-        runs.append((metrics, list(state.average.module.parameters())))
-    for key in runs[0][0]:
-        torch.testing.assert_close(runs[1][0][key], runs[0][0][key], rtol=3e-2, atol=3e-2, msg=key)
-    for a, b in zip(*(run[1] for run in runs)):
-        torch.testing.assert_close(a, b, rtol=3e-2, atol=3e-2)
+        metrics = [step(real) for _ in range(6)]
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("default" if graphed else "error")
+        try:
+            metrics += [step(real) for _ in range(6)]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        runs.append((metrics, [*state.average.module.parameters(), *state.discriminator.parameters()]))
+    for eager, replayed in zip(runs[0][0], runs[1][0]):
+        assert eager.keys() == replayed.keys()
+        for key in eager:
+            torch.testing.assert_close(replayed[key], eager[key], rtol=1e-2, atol=1e-2)
+    for eager, replayed in zip(runs[0][1], runs[1][1]):
+        torch.testing.assert_close(replayed, eager, rtol=1e-2, atol=1e-2)
 
 
 def test_from_the_command_line(folder, tmp_path, capsys):

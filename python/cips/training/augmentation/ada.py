@@ -10,7 +10,7 @@ Every change happens to an image with probability p, independently of the others
                sqrt 3); rotate the hue about v by U(-pi, pi); saturation x 2^N(0, 1)
 
 These are the paper's "bgc", which it found to be best; its filtering, noise and cutout are not here. p starts at 0 and is
-adapted: every fourth step it moves by a fixed amount up or down, as r_t = E[sign D(real)] lies above or below the target.
+adapted: every fourth time that logits are seen, which is once a step, it moves by a fixed amount up or down, as r_t = E[sign D(real)] lies above or below the target.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .base import Augmentation, happens
 from .warp import Warp, blit
 
 KINDS = ("blit", "geometry", "colour")
-ADAPT_EVERY = 4  # steps
+ADAPT_EVERY = 4  # calls of `observe`: one a step, or one a part of a batch that is computed in parts
 
 
 class AdaptiveAugment(Augmentation):
@@ -40,7 +40,7 @@ class AdaptiveAugment(Augmentation):
 
     Attributes:
         probability: p, 0-d float32.
-        tally: sum of the signs and number of logits since p last moved, and the number of steps, float64 `[3]`.
+        tally: sum of the signs and number of logits since p last moved, and the number of calls, float64 `[3]`.
     """
 
     probability: Tensor
