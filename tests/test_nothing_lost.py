@@ -229,3 +229,9 @@ def test_a_run_in_a_thread_leaves_signals_alone(folder, tmp_path):
     thread.start()
     thread.join()
     assert results[0].step == 1 and results[0].stopped_by is None
+
+
+def test_a_log_that_cannot_be_opened_is_named(folder, tmp_path):
+    (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
+    with pytest.raises(UsageError, match="^out: .*run cannot be written: Is a directory$"):
+        train(config(folder, tmp_path / "run", steps=1), progress=False)

@@ -165,16 +165,15 @@ def _train(config: TrainConfig, world: World, progress: bool) -> TrainResult:
 
     with held:
         world.first(begin)
+        run = _Run(config, state, batches, progress, fingerprint, log)
         try:
-            run = _Run(config, state, batches, progress, fingerprint, log)
-            try:
-                return run.loop()
-            finally:
-                run.close()
+            return run.loop()
         except (OSError, UsageError) as error:  # a full disk, mostly
             stopped = UsageError(f"stopped at step {state.step}: {error}; {start.last_good(config)}")
             stopped.quiet = world.rank != 0
             raise stopped from error
+        finally:
+            run.close()
 
 
 class _Run:
@@ -212,7 +211,10 @@ class _Run:
                 self.log.close()
 
     def open_log(self) -> None:
-        self.log = RunLog(self.folder, self.state.step)
+        try:
+            self.log = RunLog(self.folder, self.state.step)
+        except OSError as error:
+            raise UsageError(f"out: {self.folder} cannot be written: {error.strerror or error}") from error
 
     def write_log(self, step: int, values: dict[str, float]) -> None:
         def write() -> None:
