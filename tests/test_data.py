@@ -196,3 +196,17 @@ def test_fingerprints_tell_sets_apart_and_copies_not():
         (source(count=19), {"images", "names", "pixels"}),
     ]:
         assert {name for name, value in source().items() if value != other[name]} == parts
+
+
+def test_earth_crops_that_are_not_square(picture):
+    crops = EarthCrops((32, 64))
+    index = np.arange(0, len(crops), 97)
+    for k, image in zip(index, crops.images(index)):
+        top, left = crops.corners[k]
+        assert np.array_equal(image.numpy(), np.asarray(picture.crop((left, top, left + 64, top + 32))))
+    moved = crops.images(index, np.random.default_rng(1))
+    reach = np.random.default_rng(1).integers((-8, -16), (8, 16), (len(index), 2), endpoint=True)
+    wide = np.concatenate([np.asarray(picture)] * 2, 1)
+    for image, (top, left) in zip(moved, crops.corners[index] + reach):
+        top = min(max(top, 0), 1050 - 32)
+        assert np.array_equal(image.numpy(), wide[top : top + 32, left % 2700 : left % 2700 + 64])

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from cips import UsageError
-from cips.data import Preparation, TooSmallError, open_source
+from cips.data import Batches, Preparation, TooSmallError, open_source
 from pictures_made import encoded, noise_image, write_folder
 
 BASE = noise_image(8, 8)
@@ -182,3 +182,32 @@ def test_images_too_small(tmp_path):
 def test_options_that_cannot_be(options, message):
     with pytest.raises(UsageError, match=message):
         Preparation(**{"size": 8, **options})
+
+
+def test_sizes_that_are_not_square(tmp_path):
+    """A picture is scaled until it only just covers the size, and the middle is cut out."""
+    wide, tall = noise_image(40, 16), noise_image(12, 30)
+    lanczos = Image.Resampling.LANCZOS
+    # 12 high, 24 wide: the height of the wide picture is the limit, and the width of the tall one
+    assert np.array_equal(
+        Preparation((12, 24))(encoded(wide)), np.asarray(wide.resize((30, 12), lanczos))[:, 3:27]
+    )
+    with pytest.raises(TooSmallError, match=r"is 12x30, smaller than the training size 24x12 \(width x height\)"):
+        Preparation((12, 24))(encoded(tall))
+    assert np.array_equal(
+        Preparation((12, 24), too_small="enlarge")(encoded(tall)), np.asarray(tall.resize((24, 60), lanczos))[24:36]
+    )
+    assert Preparation((12, 24), "random")(encoded(wide)).shape == (16, 40, 3)
+    assert Preparation((12, 24), "random", load_size=14)(encoded(wide)).shape == (14, 35, 3)
+    assert Preparation((8, 8)) == Preparation(8)
+    write_folder(tmp_path, {"a.png": encoded(wide), "b.png": encoded(noise_image(41, 30, 1))})
+    source = open_source(str(tmp_path), (12, 24), crop="random")
+    random = np.random.default_rng(0)
+    index = np.zeros(200, np.int64)
+    corners = source.corners(index, np.random.default_rng(0))
+    assert (corners.min(0) == 0).all() and (corners.max(0) == (4, 16)).all()
+    for cut, (top, left) in zip(source.images(index, random).numpy(), corners):
+        assert np.array_equal(cut, np.asarray(wide)[top : top + 12, left : left + 24])
+    assert Batches(source, 3)(0).shape == (3, 3, 12, 24)
+    with pytest.raises(ValueError, match="rotate: expected square images"):
+        Batches(source, 3, rotate=True)

@@ -19,7 +19,7 @@ from cips_kernels import use_backend
 from cips_kernels.testing import poisoned_empty, relative_error
 
 
-def make(size: int = 16, width: float = 1 / 512, seed: int = 0, channels: int = 3) -> Discriminator:
+def make(size: int | tuple[int, int] = 16, width: float = 1 / 512, seed: int = 0, channels: int = 3) -> Discriminator:
     """A float64 discriminator none of whose biases is zero."""
     torch.manual_seed(seed)
     d = Discriminator(DiscriminatorConfig(size=size, width=width, in_channels=channels)).double()
@@ -230,3 +230,31 @@ def test_errors_name_the_argument():
         DiscriminatorConfig(width=0)
     with pytest.raises(ValueError, match="unknown fields depth"):
         DiscriminatorConfig.from_dict({"depth": 3})
+
+
+@pytest.mark.parametrize("size, last", [((8, 16), 32), ((32, 16), 32), ((16, 20), 20), ((24, 16), 24)])
+def test_images_need_not_be_square(size, last):
+    d = make(size)
+    assert d.config.last_pixels == last and d.config.resolutions[-1] == 4
+    assert len(d.blocks) == int(math.log2(min(size))) - 2
+    images = torch.randn(4, 3, *size, dtype=torch.float64)
+    with torch.no_grad():
+        ours, theirs = d(images), official_discriminator(d, images)
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    assert theirs.std() > 1e-3
+    assert DiscriminatorConfig.from_dict(d.config.to_dict()) == d.config
+    with pytest.raises(ValueError, match="takes square images"):
+        d.to_official()
+    with pytest.raises(ValueError, match=rf"images: expected \[B, 3, {size[0]}, {size[1]}\]"):
+        d(images.transpose(2, 3))
+
+
+def test_sizes_that_cannot_be_halved_are_refused():
+    assert DiscriminatorConfig((64, 64)) == DiscriminatorConfig(64)
+    for size, message in (
+        ((24, 32), "a power of two of at least 8 as the shorter side"),
+        ((16, 18), "a multiple of 4, a quarter of the shorter one"),
+        (48, "a power of two of at least 8, got 48"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            DiscriminatorConfig(size)

@@ -91,8 +91,9 @@ def gradients_by_hand(state: TrainingState) -> list[list[Tensor | None]]:
     (slope,) = torch.autograd.grad(state.discriminator(x).sum(), x, create_graph=True)
     r1 = 3.0 / 2 * 2 * slope.square().sum() / BATCH
     g_loss = F.softplus(-state.discriminator(state.generator(z))).mean()
+    # R1 of a bias is zero and not nothing, as in the official code
     return [
-        list(torch.autograd.grad(loss, parameters, allow_unused=True))
+        list(torch.autograd.grad(loss, parameters, materialize_grads=True))
         for loss, parameters in ((d_loss, d), (r1, d), (g_loss, g))
     ]
 
@@ -222,7 +223,7 @@ def assert_same_gradients(found, expected) -> None:
 
 def test_two_processes_at_half_the_batch_have_the_gradients_of_one(findings):
     expected = gradients_by_hand(prepared_state(None))
-    assert any(grad is None for grad in expected[1]), "R1 leaves the last bias without one"
+    assert not expected[1][-1].any(), "R1 does not reach the last bias"
     assert all(grad.abs().max() > 0 for grad in expected[2][:3])
     for found in findings[1]:
         assert_same_gradients(found["gradients"][1], expected)

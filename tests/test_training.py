@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from cips import load_generator
 from cips.data import EarthCrops, earth, normalise
 from cips.training import TrainConfig, train
-from cips.training.config import PRESET_DEFAULTS
 from cips.training.ema import AveragedModel
 from cips.training.losses import discriminator_loss, generator_loss
+from cips.training.recipes import RECIPES
 from cips.training.state import TrainingState, lazy_adam
 
 TINY = {
@@ -68,7 +68,7 @@ def test_average_is_the_exponential_one_and_takes_buffers_as_they_are():
     assert torch.equal(average.module.running_mean, model.running_mean)
     assert not average.module.training and not average.module.weight.requires_grad
     # the official half life: 10,000 images of batch 32
-    assert PRESET_DEFAULTS["paper"].ema_decay ** (10_000 / 32) == pytest.approx(0.5)
+    assert RECIPES["paper"].ema_decay(32) ** (10_000 / 32) == pytest.approx(0.5)
 
 
 class ByHand:
@@ -82,8 +82,7 @@ class ByHand:
 
     def adam(self, parameters, loss, lr, beta2):
         for p, grad in zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True)):
-            if grad is None:
-                continue
+            grad = torch.zeros_like(p) if grad is None else grad  # R1 of a bias: Adam counts the step all the same
             count, second = self.moments.get(id(p), (0, torch.zeros_like(p)))
             count, second = count + 1, beta2 * second + (1 - beta2) * grad**2
             self.moments[id(p)] = (count, second)

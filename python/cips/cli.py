@@ -7,6 +7,8 @@ the signal's number where training was told to stop (its checkpoint is written).
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 import sys
 import typing
 from collections.abc import Sequence
@@ -82,8 +84,9 @@ def _parser(kind: Any) -> Any:
     for field in dataclasses.fields(TrainConfig):
         # an option that may be left out is typed by what it holds when given: shorter messages
         kinds = [t for t in typing.get_args(hints[field.name]) if t is not type(None)] or [hints[field.name]]
+        hint = functools.reduce(operator.or_, kinds)
         flags = dict.fromkeys((f"--{field.name.replace('_', '-')}", f"--{field.name}"))
-        train.add_argument(*flags, type=kinds[0], default=field.default, help=field.metadata["help"])
+        train.add_argument(*flags, type=hint, default=field.default, help=field.metadata["help"])
     commands.add_subcommand("train", train, help="train a generator on images")
 
     sample = command(

@@ -24,6 +24,7 @@ class GeneratorConfig:
         mapping_layers: depth of the mapping network.
         mapping_lr_mul: its learning-rate multiplier.
         fourier_features: number of Fourier features; 0: none.
+        fourier_bias: whether they have a bias: the official code's do, those of the paper's formula do not.
         table_features: length of a coordinate embedding; 0: none. One of the two is there.
         table_size: (rows, columns) of the table of embeddings; None: `size`.
         table_init_std: standard deviation with which the table starts; officially 1.
@@ -52,6 +53,7 @@ class GeneratorConfig:
     rgb_after: tuple[int, ...] | None = None
     residual: bool = False
     activation: str = "lrelu"
+    fourier_bias: bool = True
 
     def __post_init__(self) -> None:
         put = object.__setattr__  # the fields are frozen; lists, as JSON gives them, become tuples
@@ -75,8 +77,9 @@ class GeneratorConfig:
                 raise ValueError(f"rgb_after: expected layers from 0 to {depth - 1}, got {self.rgb_after}")
         if self.activation not in GENERATOR_ACTIVATIONS:
             raise ValueError(f"activation: expected {', '.join(GENERATOR_ACTIVATIONS)}, got {self.activation!r}")
-        if not isinstance(self.residual, bool):
-            raise ValueError(f"residual: expected True or False, got {self.residual!r}")
+        for name in ("residual", "fourier_bias"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}: expected True or False, got {getattr(self, name)!r}")
         if self.residual and len(self.layer_widths) % 2 == 0:
             raise ValueError(
                 "residual: expected one layer and then blocks of two, an odd number of layers, got"
@@ -134,31 +137,53 @@ class DiscriminatorConfig:
     """Everything that fixes a discriminator's architecture.
 
     Attributes:
-        size: height and width of its images, a power of two from 8.
+        size: of its images: a power of two from 8, or (height, width) whose shorter side is one and whose longer side
+            is a multiple of a quarter of it, as in (256, 320) or (512, 256). The shorter side is halved down to 4.
         in_channels: 3 for RGB.
-        width: multiplier w on the channels, min(512, w 32768 / resolution); 1 is StyleGAN2's: 512 up to 64
-            pixels, then 256, 128, ...
+        width: multiplier w on the channels, min(512, w 32768 / resolution), the shorter side's; 1 is StyleGAN2's:
+            512 up to 64 pixels, then 256, 128, ...
     """
 
-    size: int = 256
+    size: int | tuple[int, int] = 256
     in_channels: int = 3
     width: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.size < 8 or self.size & (self.size - 1):
-            raise ValueError(f"size: expected a power of two of at least 8, got {self.size!r}")
+        height, width = (self.size, self.size) if isinstance(self.size, int) else grids.as_size(self.size)
+        shorter, longer = sorted((height, width))
+        if shorter < 8 or shorter & (shorter - 1):
+            among = "" if height == width else " as the shorter side"
+            raise ValueError(f"size: expected a power of two of at least 8{among}, got {self.size!r}")
+        if longer % (shorter // 4):
+            raise ValueError(
+                f"size: expected a longer side that is a multiple of {shorter // 4}, a quarter of the shorter one, "
+                f"got {self.size!r}"
+            )
+        object.__setattr__(self, "size", height if height == width else (height, width))
         if self.in_channels < 1:
             raise ValueError(f"in_channels: expected an integer of at least 1, got {self.in_channels!r}")
         if not self.width > 0:
             raise ValueError(f"width: expected a factor above 0, got {self.width!r}")
 
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        """Shorter side of the activations, from the images' down to 4."""
+        shorter = min(grids.as_size(self.size))
+        return tuple(shorter >> n for n in range(shorter.bit_length() - 2))
+
+    @property
+    def last_pixels(self) -> int:
+        """Pixels of the last activations, 16 for a square."""
+        height, width = grids.as_size(self.size)
+        return 16 * max(height, width) // min(height, width)
+
     def channels(self, resolution: int) -> int:
-        """Channels of the activations of `resolution` x `resolution` pixels."""
+        """Channels of the activations whose shorter side is `resolution`."""
         return max(min(512, round(self.width * 32768 / resolution)), 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, for JSON."""
-        return dataclasses.asdict(self)
+        """Plain numbers and lists, for JSON."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DiscriminatorConfig:

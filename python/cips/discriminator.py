@@ -20,6 +20,7 @@ from cips_kernels import filters
 
 from . import official_discriminator
 from .config import DiscriminatorConfig
+from .grids import as_size
 from .layers import NEGATIVE_SLOPE, EqualConv2d, EqualLinear
 from .official import read_official
 
@@ -115,7 +116,7 @@ class Discriminator(nn.Module):
     """One logit an image: high for real ones.
 
     Args:
-        config: the architecture, or the size of the images.
+        config: the architecture, or the size of square images.
         dtype: of the convolutions down to 4x4 pixels (torch.bfloat16); None: autocast's where it is on,
             otherwise the parameters'. Parameters stay float32 and everything from 4x4 pixels on is computed
             in float32.
@@ -129,23 +130,24 @@ class Discriminator(nn.Module):
         super().__init__()
         config = DiscriminatorConfig(size=config) if isinstance(config, int) else config
         self.config, self.dtype = config, dtype
-        sizes = [config.size >> n for n in range(int(math.log2(config.size)) - 1)]  # size, size / 2, ..., 4
-        self.from_rgb = EqualConv2d(config.in_channels, config.channels(config.size), 1)
+        sizes = config.resolutions
+        self.from_rgb = EqualConv2d(config.in_channels, config.channels(sizes[0]), 1)
         self.blocks = nn.ModuleList(
             ResidualBlock(config.channels(high), config.channels(low)) for high, low in zip(sizes, sizes[1:])
         )
         last = config.channels(4)
         self.final_conv = EqualConv2d(last + 1, last, 3, padding=1)
         self.final_linear = nn.Sequential(
-            EqualLinear(last * 16, last, activation="lrelu"),
+            EqualLinear(last * config.last_pixels, last, activation="lrelu"),
             EqualLinear(last, 1),
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """`images` `[B, in_channels, size, size]`, nominally in [-1, 1] -> float32 (float64) logits `[B]`."""
+        """`images` `[B, in_channels, height, width]`, nominally in [-1, 1] -> float32 (float64) logits `[B]`."""
         config, wide = self.config, self.from_rgb.weight.dtype
-        if images.dim() != 4 or images.shape[1:] != (config.in_channels, config.size, config.size):
-            wanted = f"[B, {config.in_channels}, {config.size}, {config.size}]"
+        height, width = as_size(config.size)
+        if images.dim() != 4 or images.shape[1:] != (config.in_channels, height, width):
+            wanted = f"[B, {config.in_channels}, {height}, {width}]"
             raise ValueError(f"images: expected {wanted}, got {list(images.shape)}")
         device = images.device.type
         dtype = self.dtype or (
@@ -193,7 +195,11 @@ class Discriminator(nn.Module):
 
     def to_official(self) -> dict[str, Tensor]:
         """The state dict of the official class with these parameters, copied: the inverse of `from_official`, bit for
-        bit and in the official order."""
+        bit and in the official order.
+
+        Raises:
+            ValueError: the images are not square, which the official class cannot be.
+        """
         state = self.state_dict()
         kernel = official_discriminator.blur_kernel(self.from_rgb.weight.dtype).to(self.from_rgb.weight.device)
         return {

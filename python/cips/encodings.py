@@ -22,12 +22,19 @@ class FourierFeatures(nn.Module):
     """`sin(B (x, y) + b)` with learned B `[C, 2]` and b `[C]`, in the dtype of its parameters.
 
     Drawn as the official code draws it: B from U(-sqrt(9/2), sqrt(9/2)), b from U(-1/sqrt(2), 1/sqrt(2)).
+
+    Args:
+        features: C.
+        bias: learn b, as the official code does; the paper's formula has none, and b is 0 then.
     """
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, bias: bool = True) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(features, 2).uniform_(-math.sqrt(4.5), math.sqrt(4.5)))
-        self.bias = nn.Parameter(torch.empty(features).uniform_(-math.sqrt(0.5), math.sqrt(0.5)))
+        if bias:
+            self.bias = nn.Parameter(torch.empty(features).uniform_(-math.sqrt(0.5), math.sqrt(0.5)))
+        else:
+            self.register_buffer("bias", torch.zeros(features), persistent=False)
 
     def forward(self, coords: Tensor) -> Tensor:
         """`coords` `[..., 2]` -> `[..., C]`."""
@@ -92,6 +99,7 @@ class CoordinateEncoding(nn.Module):
         fourier_features: C_f; 0: `fourier` is None.
         table_features: C_t; 0: `table` is None. One of the two is there.
         table_size, table_init_std: see `CoordinateTable`.
+        fourier_bias: see `FourierFeatures`.
     """
 
     def __init__(
@@ -100,11 +108,12 @@ class CoordinateEncoding(nn.Module):
         table_features: int,
         table_size: int | Sequence[int],
         table_init_std: float = 1.0,
+        fourier_bias: bool = True,
     ) -> None:
         super().__init__()
         if not fourier_features and not table_features:
             raise ValueError("fourier_features, table_features: expected at least one above 0, got 0 and 0")
-        self.fourier = FourierFeatures(fourier_features) if fourier_features else None
+        self.fourier = FourierFeatures(fourier_features, fourier_bias) if fourier_features else None
         self.table = CoordinateTable(table_features, table_size, table_init_std) if table_features else None
 
     @property

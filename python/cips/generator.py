@@ -65,6 +65,7 @@ class Generator(MappedGenerator):
             config.table_features,
             config.table_size or config.size,
             config.table_init_std,
+            config.fourier_bias,
         )
         self.synthesis = FusedModFCStack(
             [self.encoding.features, *config.layer_widths],

@@ -31,6 +31,8 @@ __all__ = [
     "from_positions",
     "full",
     "patch",
+    "patches",
+    "parse_size",
     "pixels",
     "points",
     "tile",
@@ -104,11 +106,26 @@ def patch(
     return from_positions(rows, columns, size)
 
 
+def patches(rows: Tensor, columns: Tensor, size: int | Sequence[int]) -> Tensor:
+    """One patch an image: the grids of integer rows `[B, h]` and columns `[B, w]` of an image of `size`.
+
+    Nothing is read on the host, so a device can draw the positions itself; they are not checked.
+
+    Returns:
+        `[B, h, w, 2]`, each with the bits of `patch`.
+    """
+    height, width = as_size(size)
+    y, x = coordinate(rows, height), coordinate(columns, width)
+    high, wide = rows.shape[1], columns.shape[1]
+    return torch.stack((x[:, None, :].expand(-1, high, -1), y[:, :, None].expand(-1, -1, wide)), -1)
+
+
 def tile(
     size: int | Sequence[int], top: int, left: int, height: int, width: int, device: Device = None
 ) -> Tensor:
     """The `height` x `width` rectangle of an image of `size` whose first pixel is (`top`, `left`)."""
     return patch(size, (height, width), 1, (top, left), device)
+
 
 def window(
     size: int | Sequence[int],
@@ -290,6 +307,18 @@ def as_size(size: int | Sequence[int], name: str = "size") -> tuple[int, int]:
     if len(pair) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in pair):
         raise ValueError(f"{name}: expected one or two integers of at least 1, (height, width), got {size!r}")
     return pair
+
+
+def parse_size(text: int | str, name: str = "size") -> tuple[int, int]:
+    """(height, width) from 256, "256" or "256x512", HEIGHTxWIDTH.
+
+    Raises:
+        ValueError: something else.
+    """
+    parts = str(text).lower().split("x")
+    if len(parts) > 2 or not all(part.isascii() and part.isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(f"{name}: expected a number of at least 1 or HEIGHTxWIDTH, got {text!r}")
+    return int(parts[0]), int(parts[-1])
 
 
 def _point(value: Sequence[float], name: str) -> tuple[float, float]:

@@ -195,6 +195,7 @@ def entries(config: GeneratorConfig) -> list[Entry]:
     colours = (last,) if config.residual else tuple(range(2, last + 1, 2))
     for field, value, expected, ok in (
         ("fourier_features", config.fourier_features, "at least 1", config.fourier_features > 0),
+        ("fourier_bias", config.fourier_bias, "one", config.fourier_bias),
         ("table_features", config.table_features, "at least 1", config.table_features > 0),
         ("n_layers", len(widths), "one layer and then pairs, at least 3", len(widths) % 2 == 1 and blocks > 0),
         ("rgb_after", config.rgb_layers, f"{colours}", config.rgb_layers == colours),

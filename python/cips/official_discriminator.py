@@ -57,9 +57,14 @@ def official_discriminator_config(name: str, state: Mapping[str, Tensor]) -> Dis
 
 
 def entries(config: DiscriminatorConfig) -> list[tuple[str, tuple[int, ...], str | None]]:
-    """(official key, shape, parameter of `Discriminator`) in the official order; a blur's kernel is no parameter."""
-    sizes = [config.size >> n for n in range(config.size.bit_length() - 2)]  # size, size / 2, ..., 4
-    widths = [config.channels(size) for size in sizes]
+    """(official key, shape, parameter of `Discriminator`) in the official order; a blur's kernel is no parameter.
+
+    Raises:
+        ValueError: the images are not square.
+    """
+    if not isinstance(config.size, int):
+        raise ValueError(f"size: the official discriminator takes square images, got {config.size}")
+    widths = [config.channels(size) for size in config.resolutions]
     found: list[tuple[str, tuple[int, ...], str | None]] = [
         ("convs.0.0.weight", (widths[0], config.in_channels, 1, 1), "from_rgb.weight"),
         ("convs.0.1.bias", (widths[0],), "from_rgb.bias"),

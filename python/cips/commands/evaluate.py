@@ -17,7 +17,7 @@ from ..metrics import Evaluator, open_extractor, parse_metrics
 from ..metrics.options import DEFAULT
 from ..metrics.share import launched, rank_and_world
 from ..sampler import Sampler
-from .shared import Command, check_out, find_device, opened, usage_errors
+from .shared import Command, check_out, find_device, opened_any, usage_errors
 
 
 def add(commands: Any, command: Command) -> None:
@@ -121,14 +121,11 @@ def _run(
     if lookup not in LOOKUPS:
         raise UsageError(f"lookup: expected {' or '.join(LOOKUPS)}, got {lookup!r}")
     wanted = parse_metrics(metrics)
-    generator = opened(checkpoint, device, dtype)
-    height, width = generator.config.size
-    if height != width:
-        raise UsageError(f"{checkpoint}: makes images of {height}x{width}; only square ones can be measured")
+    generator = opened_any(checkpoint, device, dtype)
     network = open_extractor(extractor, weights, wanted, device)
     source = open_source(
         data,
-        height,
+        generator.config.size,
         crop=crop,
         load_size=load_size,
         too_small=too_small,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import grids
 from ..apps import draw
 from ..averaged import is_training_state, load_averaged
 from ..checkpoint import load_generator
@@ -114,10 +115,10 @@ def parse_size(size: str | None) -> tuple[int, int] | None:
     """(height, width) from "256" or "256x512"."""
     if size is None:
         return None
-    parts = size.lower().split("x")
-    if len(parts) > 2 or not all(part.isascii() and part.isdecimal() and int(part) > 0 for part in parts):
-        raise UsageError(f"size: expected a number of at least 1 or HEIGHTxWIDTH, got {size!r}")
-    return int(parts[0]), int(parts[-1])
+    try:
+        return grids.parse_size(size)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def parse_point(text: str, name: str) -> tuple[float, float]:

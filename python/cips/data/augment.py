@@ -21,11 +21,11 @@ def augment(
     """First mirrors, then turns. The host draws one number an image for each; the pixels stay on their device.
 
     Args:
-        images: square, of any dtype, `[B, S, S, C]`.
+        images: of any dtype, `[B, H, W, C]`.
         random: draws first, where `flip`, B numbers u in [0, 1): image b is mirrored left to right where u < 0.5;
             then, where `rotate`, B integers k in 0..3: image b is turned by k quarters counter-clockwise.
         flip: mirror.
-        rotate: turn; for pictures without an up and a down, such as a satellite's.
+        rotate: turn; for square pictures without an up and a down, such as a satellite's.
         count: B, where `images` are only a part of a batch: numbers are drawn for all of it; None: they are all.
         part: which of the batch they are.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+from ..grids import as_size
 from .augment import augment
 from .source import EVERY, ImageSource, normalise
 
@@ -24,9 +25,12 @@ class Batches:
         batch: images a batch; it may exceed the source's and need not divide it.
         seed: of order, offsets, flips and turns.
         flip: mirror each image left to right with probability 1/2.
-        rotate: turn each image by 0 to 3 quarters, equally likely.
+        rotate: turn each image, a square, by 0 to 3 quarters, equally likely.
         part: which images of a batch are made. Process r of n takes `slice(r, None, n)`, and all processes together
             see the batches that one alone would see.
+
+    Raises:
+        ValueError: a batch of none, a source without images, quarter turns of images that are not square.
     """
 
     def __init__(
@@ -43,6 +47,8 @@ class Batches:
             raise ValueError(f"batch: expected an integer of at least 1, got {batch!r}")
         if not len(source):
             raise ValueError(f"source: expected images, {source.name!r} has none")
+        if rotate and len(set(as_size(source.size))) != 1:
+            raise ValueError(f"rotate: expected square images to turn by quarters, got {source.size}")
         self.source, self.batch, self.seed = source, batch, seed
         self.flip, self.rotate, self.part = flip, rotate, part
         self._epoch, self._order = -1, np.empty(0, np.int64)
@@ -61,7 +67,7 @@ class Batches:
         return np.concatenate(parts)
 
     def __call__(self, step: int) -> Tensor:
-        """Images of a step: float32 `[batch, 3, size, size]` in [-1, 1] on the source's device,
+        """Images of a step: float32 `[batch, 3, height, width]` in [-1, 1] on the source's device,
         channels-last; of the `part` alone.
         """
         random = np.random.default_rng((self.seed, _AUGMENT, step))

@@ -25,6 +25,7 @@ import numpy as np
 
 from ..checkpoint import atomic_file
 from ..errors import UsageError
+from ..grids import as_size
 from .container import Container
 from .prepare import Preparation, TooSmallError
 from .recognise import data_name
@@ -116,7 +117,8 @@ class _Files:
         self.source = os.path.abspath(container.path)
         self.options = dataclasses.asdict(preparation)
         key = hashlib.sha256(repr((self.source, container.kind, sorted(self.options.items()))).encode())
-        self.name = f"{data_name(str(container.path))}-{preparation.size}-{key.hexdigest()[:12]}"
+        size = "x".join(map(str, dict.fromkeys(as_size(preparation.size))))
+        self.name = f"{data_name(str(container.path))}-{size}-{key.hexdigest()[:12]}"
         self.fingerprint = container.fingerprint()
         self.index = folder / f"{self.name}.json"
         self.data = folder / f"{self.name}-{self.fingerprint[:12]}.u8"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..errors import UsageError
+from ..grids import as_size
 from .cache import Say, decoded_images
 from .earth import EarthCrops
 from .prepare import Preparation
@@ -15,7 +16,7 @@ LISTED = 5  # skipped files named one by one
 
 def open_source(
     name: str,
-    size: int,
+    size: int | tuple[int, int],
     *,
     crop: str = "centre",
     load_size: int | None = None,
@@ -30,7 +31,7 @@ def open_source(
 
     Args:
         name: "earth", a path, or a pattern of shards.
-        size: height and width of the training images.
+        size: of the training images, one number or (height, width).
         crop, load_size, too_small: see `Preparation`; of "earth", whose crops always are random, only their
             defaults.
         cache, workers: see `decoded_images`.
@@ -43,8 +44,8 @@ def open_source(
     if name == EARTH:
         if load_size is not None or too_small != "refuse":
             raise UsageError("data 'earth': cuts its own crops; load_size and too_small are for other data")
-        return EarthCrops(size)
-    with open_container(name, size) as container:
+        return EarthCrops(preparation.size)
+    with open_container(name, max(as_size(size))) as container:
         others = f", {len(container.others)} other files" if container.others else ""
         say(f"data {name}: {container.kind}, {len(container)} images{others}")
         decoded = decoded_images(container, preparation, cache=cache, workers=workers, say=say)
@@ -54,4 +55,4 @@ def open_source(
             say(f"  {file}: {why}")
         if len(decoded.skipped) > LISTED:
             say(f"  and {len(decoded.skipped) - LISTED} more; see cips data check {name}")
-    return StoredImages(decoded, size, data_name(name))
+    return StoredImages(decoded, preparation.size, data_name(name))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
+from ..grids import as_size
 from .source import EVERY, ImageSource, digest
 
 ROWS = (150, 2250)
@@ -57,15 +58,15 @@ def read_picture(scale: int = 1) -> np.ndarray:
     return np.asarray(picture)
 
 
-def crop_corners(picture: np.ndarray, size: int, min_deviation: float = MIN_DEVIATION) -> np.ndarray:
+def crop_corners(picture: np.ndarray, size: int | tuple[int, int], min_deviation: float = MIN_DEVIATION) -> np.ndarray:
     """First row and column of every crop kept: int64 `[N, 2]`, in reading order."""
     height, width, _ = picture.shape
-    stride = max(size // 2, 1)
+    high, wide = as_size(size)
     corners = [
         (top, left)
-        for top in range(0, height - size + 1, stride)
-        for left in range(0, width - size + 1, stride)
-        if picture[top : top + size, left : left + size].std((0, 1)).mean() > min_deviation
+        for top in range(0, height - high + 1, max(high // 2, 1))
+        for left in range(0, width - wide + 1, max(wide // 2, 1))
+        if picture[top : top + high, left : left + wide].std((0, 1)).mean() > min_deviation
     ]
     return np.array(corners, dtype=np.int64).reshape(-1, 2)
 
@@ -77,27 +78,29 @@ class EarthCrops(ImageSource):
     around.
 
     Args:
-        size: height and width of a crop.
+        size: of a crop, one number or (height, width).
         scale: the picture is this many times smaller than the original; None: 2 for crops of up to 128
-            pixels, else 1.
+            pixels a side, else 1.
     """
 
-    def __init__(self, size: int, scale: int | None = None) -> None:
-        scale = scale or (2 if size <= HALVED_UP_TO else 1)
+    def __init__(self, size: int | tuple[int, int], scale: int | None = None) -> None:
+        shorter, longer = sorted(as_size(size))
+        scale = scale or (2 if longer <= HALVED_UP_TO else 1)
         limit = (ROWS[1] - ROWS[0]) // scale
-        if not 4 <= size <= limit:
+        if not 4 <= shorter <= longer <= limit:
             raise UsageError(f"data 'earth': expected a size from 4 to {limit}, got {size}")
-        self.name, self.size = "earth", size
+        self.name, self.size = "earth", shorter if shorter == longer else as_size(size)
         picture = read_picture(scale)
         self.corners = crop_corners(picture, size)
         self.picture = torch.from_numpy(picture.copy())
-        self._lines = torch.arange(size)
+        self._rows, self._columns = (torch.arange(count) for count in as_size(size))
 
     def __len__(self) -> int:
         return len(self.corners)
 
     def to(self, device: torch.device | str) -> EarthCrops:
-        self.picture, self._lines = self.picture.to(device), self._lines.to(device)
+        self.picture = self.picture.to(device)
+        self._rows, self._columns = self._rows.to(device), self._columns.to(device)
         return self
 
     def fingerprint(self) -> dict[str, str]:
@@ -113,13 +116,14 @@ class EarthCrops(ImageSource):
     ) -> Tensor:
         corners = self.corners[index]
         if random is not None:
-            reach = self.size // 4
+            # one number where one will do: numpy draws others for an array of limits
+            reach = self.size // 4 if isinstance(self.size, int) else np.array(self.size) // 4
             corners = corners + random.integers(-reach, reach, corners.shape, endpoint=True)
         corners = corners[part]
         height, width, _ = self.picture.shape
-        corners[:, 0] = corners[:, 0].clip(0, height - self.size)
+        corners[:, 0] = corners[:, 0].clip(0, height - len(self._rows))
         # a copy this small does not make the host wait for the device
         top, left = torch.from_numpy(corners).to(self.picture.device, non_blocking=True).unbind(1)
-        rows = top[:, None] + self._lines
-        columns = (left[:, None] + self._lines) % width
+        rows = top[:, None] + self._rows
+        columns = (left[:, None] + self._columns) % width
         return self.picture[rows[:, :, None], columns[:, None, :]]

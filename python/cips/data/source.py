@@ -13,15 +13,15 @@ EVERY = slice(None)
 
 
 class ImageSource(ABC):
-    """A set of square RGB images, held in memory as uint8 on one device.
+    """A set of RGB images of one size, held in memory as uint8 on one device.
 
     Attributes:
         name: for messages and file names.
-        size: height and width of an image.
+        size: of an image, one number for squares, otherwise (height, width).
     """
 
     name: str
-    size: int
+    size: int | tuple[int, int]
 
     @abstractmethod
     def __len__(self) -> int:
@@ -50,7 +50,7 @@ class ImageSource(ABC):
                 the whole batch would be.
 
         Returns:
-            uint8 `[B, size, size, 3]` on the source's device; of `part` alone.
+            uint8 `[B, height, width, 3]` on the source's device; of `part` alone.
         """
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..grids import as_size
 from .cache import Decoded
 from .source import EVERY, ImageSource, digest
 
@@ -18,16 +19,16 @@ class StoredImages(ImageSource):
 
     Args:
         decoded: the images.
-        size: height and width of what is cut out of them: the middle, or anywhere (see `images`).
+        size: of what is cut out of them, one number or (height, width): the middle, or anywhere (see `images`).
         name: for messages and file names.
     """
 
-    def __init__(self, decoded: Decoded, size: int, name: str) -> None:
+    def __init__(self, decoded: Decoded, size: int | tuple[int, int], name: str) -> None:
         self.name, self.size, self.names, self.skipped = name, size, decoded.names, decoded.skipped
         self.shapes = decoded.shapes
         areas = self.shapes.prod(1)
         self._starts = np.cumsum(areas) - areas
-        self._rooms = self.shapes - size  # the largest corner of a cut
+        self._rooms = self.shapes - np.array(as_size(size))  # the largest corner of a cut
         self.pixels = torch.from_numpy(np.asarray(decoded.pixels))
         self._device = torch.device("cpu")
 
@@ -72,27 +73,28 @@ class StoredImages(ImageSource):
         )
 
 
-def gather(pixels: Tensor, first: Tensor, widths: Tensor, size: int) -> Tensor:
-    """Squares out of images that lie one after the other, in one indexing: a device's way.
+def gather(pixels: Tensor, first: Tensor, widths: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """Rectangles out of images that lie one after the other, in one indexing: a device's way.
 
     Args:
         pixels: `[P, 3]`.
-        first: number of each square's first pixel, int64 `[B]`.
+        first: number of each one's first pixel, int64 `[B]`.
         widths: of the image that each lies in, int64 `[B]`.
-        size: pixels a side.
+        size: of each, one number or (height, width).
 
     Returns:
-        `[B, size, size, 3]`, of the dtype and device of `pixels`.
+        `[B, height, width, 3]`, of the dtype and device of `pixels`.
     """
-    line = torch.arange(size, device=pixels.device)
-    return pixels[first[:, None, None] + widths[:, None, None] * line[:, None] + line]
+    rows, columns = (torch.arange(count, device=pixels.device) for count in as_size(size))
+    return pixels[first[:, None, None] + widths[:, None, None] * rows[:, None] + columns]
 
 
-def copy_cuts(pixels: np.ndarray, first: np.ndarray, widths: np.ndarray, size: int) -> Tensor:
-    """The same line by line: the host's way, which reads of a mapped file only what the squares cover."""
-    batch = torch.empty(len(first), size, size, 3, dtype=torch.uint8)
-    for square, start, width in zip(batch.numpy(), first, widths):
-        rows = pixels[start : start + (size - 1) * width + size]
+def copy_cuts(pixels: np.ndarray, first: np.ndarray, widths: np.ndarray, size: int | tuple[int, int]) -> Tensor:
+    """The same line by line: the host's way, which reads of a mapped file only what the rectangles cover."""
+    high, wide = as_size(size)
+    batch = torch.empty(len(first), high, wide, 3, dtype=torch.uint8)
+    for cut, start, width in zip(batch.numpy(), first, widths):
+        rows = pixels[start : start + (high - 1) * width + wide]
         line, value = rows.strides
-        square[:] = np.lib.stride_tricks.as_strided(rows, (size, size, 3), (int(width) * line, line, value))
+        cut[:] = np.lib.stride_tricks.as_strided(rows, (high, wide, 3), (int(width) * line, line, value))
     return batch

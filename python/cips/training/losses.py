@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
@@ -15,6 +15,15 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
 def generator_loss(fake_logits: Tensor) -> Tensor:
     """mean softplus(-D(fake))."""
     return F.softplus(-fake_logits).mean()
+
+
+def every_parameter(module: nn.Module) -> Tensor:
+    """0, with a gradient of zero in every parameter.
+
+    R1 does not depend on biases. Added to it, this makes the optimiser see a zero there instead of nothing, so that their
+    second moments decay and their steps are counted, as in the official code.
+    """
+    return 0 * torch.stack([p[(0,) * p.dim()] for p in module.parameters() if p.requires_grad]).sum()
 
 
 def r1_penalty(real_logits: Tensor, real_images: Tensor) -> Tensor:

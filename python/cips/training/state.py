@@ -16,21 +16,24 @@ from ..discriminator import Discriminator
 from ..errors import UsageError
 from .config import DTYPES, TrainConfig
 from .ema import AveragedModel
-from .losses import discriminator_loss, generator_loss, r1_penalty
+from .losses import discriminator_loss, every_parameter, generator_loss, r1_penalty
+from .mixing import StyleMixing
+from .regimes import Sight
 from .world import World
 
 # What must agree between a checkpoint and the run that goes on from it: the networks, and which images a step sees.
 FIXED = (
     "data", "size", "batch", "seed", "flip", "rotate", "crop", "load_size", "too_small", "preset", "width", "n_layers",
-    "d_width",
+    "d_width", "regime", "patch", "turn", "table_size", "fourier_bias",
 )  # fmt: skip
 # What never alters what is learnt. Every other option may change too, and the run says so.
 FREE = (
-    "out", "resume", "steps", "accumulate", "device", "backend", "cuda_graphs", "cache", "workers", "samples",
-    "log_every", "sample_every", "checkpoint_every", "keep", "keep_every",
+    "out", "resume", "init", "stages", "stage_table", "steps", "accumulate", "device", "backend", "cuda_graphs", "cache",
+    "workers", "samples", "log_every", "sample_every", "checkpoint_every", "keep", "keep_every", "eval_every",
+    "eval_metrics", "eval_count", "eval_extractor", "eval_weights", "wandb",
 )  # fmt: skip
 
-Loss = Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
+Loss = Callable[[Sight], tuple[Tensor, dict[str, Tensor]]]
 
 
 def lazy_adam(parameters: Any, lr: float, every: int, fused: bool) -> torch.optim.Adam:
@@ -75,8 +78,13 @@ class TrainingState:
         self.discriminator.to(memory_format=torch.channels_last)
         assert config.ema_decay is not None, "resolve() fills it in"
         self.average = AveragedModel(self.generator, config.ema_decay)
+        self.regime = config.make_regime(self.device)
+        self.augment = config.make_augmentation().to(self.device)
+        self.mixing = StyleMixing(self.generator.config, config.mixing, self.device) if config.mixing else None
+        assert config.lr is not None and config.g_lazy_every is not None and config.r1_every is not None
         self.g_optimizer = lazy_adam(self.generator.parameters(), config.lr, config.g_lazy_every, on_gpu)
-        self.d_optimizer = lazy_adam(self.discriminator.parameters(), config.lr, config.r1_every, on_gpu)
+        d_every = config.r1_every if config.d_lazy else 0
+        self.d_optimizer = lazy_adam(self.discriminator.parameters(), config.lr, d_every, on_gpu)
         self.step = 0
 
     def replicate(self) -> None:
@@ -102,12 +110,16 @@ class TrainingState:
 
         Returns:
             0-d tensors on the device, detached, means over `real`: "d_loss", "g_loss", "real_logit", "fake_logit",
-            and "r1" where due. Nothing here makes the host wait for the device.
+            "r1" where due, "augment_p" with an adaptive augmentation. Nothing here makes the host wait for the device.
         """
-        metrics = self._discriminator_step(real)
+        seen = self.regime(real)
+        metrics = self._discriminator_step(seen)
         if self.penalty_due():
-            metrics["r1"] = self._r1_step(real)
-        metrics["g_loss"] = self._generator_step(real)
+            metrics["r1"] = self._r1_step(seen)
+        metrics["g_loss"] = self._generator_step(seen)
+        probability = self.augment.adapted()
+        if probability is not None:
+            metrics["augment_p"] = probability
         self.average.update()
         self.step += 1
         return metrics
@@ -120,38 +132,58 @@ class TrainingState:
         """`[count, style_dim]` ~ N(0, 1) from torch's global generator of the device."""
         return torch.randn(count, self.generator.config.style_dim, device=self.device)
 
-    def _discriminator_step(self, real: Tensor) -> dict[str, Tensor]:
-        self.discriminator.requires_grad_(True)
+    def fakes(self, seen: Sight) -> Tensor:
+        """Images, or what a regime sees of them, from new latents: as many as there are real ones."""
+        config, coords = self.config, seen.coords
+        # the official code reads the table itself for whole images and interpolates, as its eval mode does, otherwise
+        lookup = "exact" if coords is None else config.lookup
+        how = {"noise": "fresh" if config.noise else "off", "lookup": lookup}
+        if self.mixing is None:
+            return self.generator(self.latents(len(seen)), coords, **how)
+        w = self.generator.styles(self.latents(2 * len(seen)))
+        return self.generator(self.mixing(*w.chunk(2)), coords, input_is_w=True, **how)
 
-        def loss_of(real: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def judge(self, images: Tensor) -> Tensor:
+        """The discriminator's logits of images, augmented."""
+        return self.discriminator(self.augment(images))
+
+    def _discriminator_step(self, seen: Sight) -> dict[str, Tensor]:
+        self.discriminator.requires_grad_(True)
+        judged: list[Tensor] = []
+
+        def loss_of(seen: Sight) -> tuple[Tensor, dict[str, Tensor]]:
             with torch.no_grad():
-                fake = self.generator(self.latents(len(real)))
-            fake_logits, real_logits = self.discriminator(fake), self.discriminator(real)
+                fake = self.fakes(seen)
+            fake_logits, real_logits = self.judge(fake), self.judge(seen.real)
+            judged.append(real_logits.detach())
             loss = discriminator_loss(real_logits, fake_logits)
             return loss, {"d_loss": loss, "real_logit": real_logits.mean(), "fake_logit": fake_logits.mean()}
 
-        return self._descend(self.d_optimizer, real, loss_of)
+        values = self._descend(self.d_optimizer, seen, loss_of)
+        self.augment.observe(torch.cat(judged))
+        return values
 
-    def _r1_step(self, real: Tensor) -> Tensor:
-        def loss_of(real: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            images = real.detach().requires_grad_(True)
-            penalty = r1_penalty(self.discriminator(images), images)
+    def _r1_step(self, seen: Sight) -> Tensor:
+        def loss_of(seen: Sight) -> tuple[Tensor, dict[str, Tensor]]:
+            images = seen.real.detach().requires_grad_(True)
+            penalty = r1_penalty(self.judge(images), images)
             # times r1_every: a penalty seen so seldom weighs as if it were seen at every step
-            return self.config.r1 / 2 * penalty * self.config.r1_every, {"r1": penalty}
+            weighed = self.config.r1 / 2 * penalty * self.config.r1_every
+            return weighed + every_parameter(self.discriminator), {"r1": penalty}
 
-        return self._descend(self.d_optimizer, real, loss_of)["r1"]
+        return self._descend(self.d_optimizer, seen, loss_of)["r1"]
 
-    def _generator_step(self, real: Tensor) -> Tensor:
+    def _generator_step(self, seen: Sight) -> Tensor:
         self.discriminator.requires_grad_(False)
 
-        def loss_of(real: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            loss = generator_loss(self.discriminator(self.generator(self.latents(len(real)))))
+        def loss_of(seen: Sight) -> tuple[Tensor, dict[str, Tensor]]:
+            loss = generator_loss(self.judge(self.fakes(seen)))
             return loss, {"g_loss": loss}
 
-        return self._descend(self.g_optimizer, real, loss_of, self.generator)["g_loss"]
+        return self._descend(self.g_optimizer, seen, loss_of, self.generator)["g_loss"]
 
     def _descend(
-        self, optimizer: torch.optim.Optimizer, real: Tensor, loss_of: Loss, tracked: nn.Module | None = None
+        self, optimizer: torch.optim.Optimizer, seen: Sight, loss_of: Loss, tracked: nn.Module | None = None
     ) -> dict[str, Tensor]:
         """One step down the mean over all processes and parts of a loss.
 
@@ -160,7 +192,7 @@ class TrainingState:
 
         Args:
             optimizer: its parameters' gradients are made anew.
-            real: the images of this process.
+            seen: the images of this process.
             loss_of: loss of a part of them (a mean over images), and values to keep.
             tracked: its floating-point buffers (running means) become means over processes.
 
@@ -171,7 +203,7 @@ class TrainingState:
         optimizer.zero_grad(set_to_none=True)
         values: list[dict[str, Tensor]] = []
         for k in range(parts):
-            loss, kept = loss_of(real[k::parts] if parts > 1 else real)
+            loss, kept = loss_of(seen[k::parts] if parts > 1 else seen)
             # divided before the backward, so that a sum over parts and processes is the mean
             (loss / (parts * self.world.size)).backward()
             values.append({name: value.detach() for name, value in kept.items()})
@@ -206,6 +238,7 @@ class TrainingState:
             "generator": self.generator.state_dict(),
             "discriminator": self.discriminator.state_dict(),
             "average": self.average.module.state_dict(),
+            "augment": self.augment.state_dict(),
             "g_optimizer": self.g_optimizer.state_dict(),
             "d_optimizer": self.d_optimizer.state_dict(),
             "rng": self.world.gather({"cpu": torch.get_rng_state(), "device": device}),
@@ -228,7 +261,7 @@ class TrainingState:
         differ = [
             f"{name} was {then.get(name)!r}, now {now[name]!r}"
             for name in FIXED
-            if then.get(name) != now[name]
+            if then.get(name, now[name]) != now[name]
         ]
         if differ:
             raise UsageError(f"{source}: belongs to a run with other options: {'; '.join(differ)}")
@@ -242,6 +275,9 @@ class TrainingState:
             }
             for name, module in modules.items():
                 load_state(f"{source}: {name}", module, state[name])
+            # of another augmentation nothing is taken over: the option may change
+            if state.get("augment", {}).keys() == self.augment.state_dict().keys():
+                load_state(f"{source}: augment", self.augment, state.get("augment", {}))
             for name, optimizer in (("g_optimizer", self.g_optimizer), ("d_optimizer", self.d_optimizer)):
                 # moments come from the file, settings (learning rate, fused) from this run
                 settings = optimizer.state_dict()["param_groups"]

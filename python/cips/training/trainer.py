@@ -25,8 +25,10 @@ from .boards import check_wandb
 from .config import TrainConfig
 from .evaluate import TrainingEvaluation
 from .graphs import GraphedSteps
+from .growth import start_from
 from .log import RunLog
 from .progress import ProgressBar, peak_memory
+from .progressive import run_stages, stage_configs
 from .record import write_config
 from .signals import StopRequest, stop_request
 from .state import TrainingState
@@ -92,10 +94,14 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
         DivergenceError: NaN or infinity.
     """
 
+    stages = [config] if config.stages is None else stage_configs(config)
     take_device(config.device)
-    world = World.join(config.resolve().device)
+    world = World.join(stages[0].resolve().device)
+    show = progress and world.rank == 0
     try:
-        return _train(config, world, progress and world.rank == 0)
+        if config.stages is not None:
+            return run_stages(stages, lambda stage: _train(stage, world, show), world.first)
+        return _train(config, world, show)
     finally:
         gc.collect()  # graphs that hold recorded sums must go before the process group does
         world.close()
@@ -117,7 +123,7 @@ def _train(config: TrainConfig, world: World, progress: bool) -> TrainResult:
     names = ("crop", "load_size", "too_small", "cache", "workers")
     how = {name: getattr(config, name) for name in names}
     parts = start.check_division(config, world)
-    images = world.together(lambda: open_source(config.data, config.size, **how, say=say).to(config.device))
+    images = world.together(lambda: open_source(config.data, config.image_size, **how, say=say).to(config.device))
     fingerprint = images.fingerprint()
     world.same(fingerprint, "data")
     batches = Batches(
@@ -133,7 +139,6 @@ def _train(config: TrainConfig, world: World, progress: bool) -> TrainResult:
     if config.device.startswith("cuda"):
         torch.backends.cudnn.benchmark = True
     state = world.together(lambda: TrainingState(config, world))
-    state.replicate()
     if world.rank:
         state.seed_random(config.seed)  # process 0 draws as a single one would
     log: dict[str, list[float]] = {}
@@ -148,6 +153,9 @@ def _train(config: TrainConfig, world: World, progress: bool) -> TrainResult:
         saved = None  # its memory is wanted elsewhere
         if state.step >= (config.steps or 0):
             say(f"all {config.steps} steps are done; raise --steps for more")
+    elif config.init is not None:
+        say(world.together(lambda: start_from(state, config.init)))
+    state.replicate()
     for line in [*start.describe(config, state, len(images)), *parts]:
         say(line)
     evaluation = world.together(lambda: TrainingEvaluation(config, images, say, progress))
@@ -187,8 +195,7 @@ class _Run:
         evaluation: TrainingEvaluation,
     ) -> None:
         self.config, self.state, self.batches, self.progress = config, state, batches, progress
-        self.world, self.fingerprint = state.world, fingerprint
-        self.evaluation = evaluation
+        self.world, self.fingerprint, self.evaluation = state.world, fingerprint, evaluation
         self.folder = Path(str(config.out))
         self.log: RunLog | None = None
         self.world.first(self.open_log)
@@ -350,8 +357,9 @@ class _Run:
         parts = self.sample_z.split(self.config.batch // (self.world.size * self.config.accumulate))
         # fixed latents and a fixed noise seed: differences between grids are learning, and torch's RNG is
         # left alone
+        how = {"noise": SAMPLE_SEED, "lookup": self.config.lookup}
         mine = {
-            k: to_uint8(average(parts[k].to(self.state.device), noise=SAMPLE_SEED))
+            k: to_uint8(average(parts[k].to(self.state.device), self.state.regime.shown(), **how))
             for k in self.world.share(len(parts))
         }
         drawn = {k: images for each in self.world.gather(mine) for k, images in each.items()}
@@ -370,7 +378,11 @@ class _Run:
         if step != self.saved_step:
             self.save()  # measuring takes a while, and what was measured should not be lost meanwhile
         result = self.evaluation(
-            step, lambda z, seed: average(z.to(self.state.device), noise=seed), average.config.style_dim
+            step,
+            lambda z, seed: average(
+                z.to(self.state.device), self.state.regime.shown(), noise=seed, lookup=self.config.lookup
+            ),
+            average.config.style_dim,
         )
 
         def write() -> None:
