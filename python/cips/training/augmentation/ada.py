@@ -155,7 +155,7 @@ def colours(probability: Tensor, count: int) -> Tensor:
     matrix = eye + normal(0.2) * shift
     contrast = torch.exp2(normal(0.5))
     colour = eye.clone()
-    colour[3, 3] = 0
+    colour[3, 3].zero_()
     matrix = (contrast * colour + (eye - colour)) @ matrix
     mirrored = happens(probability, count) & (torch.rand(count, device=device) < 0.5)
     matrix = (eye - 2 * mirrored.view(-1, 1, 1) * along) @ matrix
@@ -170,13 +170,13 @@ def hue_rotations(angle: Tensor) -> Tensor:
     v = 1 / math.sqrt(3)
     cross = torch.zeros(4, 4, device=angle.device)
     for (row, column), sign in zip(((0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)), (-1, 1, 1, -1, -1, 1)):
-        cross[row, column] = sign * v
+        cross[row, column].fill_(sign * v)  # assigning a number would wait for the GPU
     along = torch.zeros(4, 4, device=angle.device)
     along[:3, :3] = 1 / 3
     flat = torch.eye(4, device=angle.device) - along
-    flat[3, 3] = 0
+    flat[3, 3].zero_()
     last = torch.zeros(4, 4, device=angle.device)
-    last[3, 3] = 1
+    last[3, 3].fill_(1)
     cosine, sine = angle.cos().view(-1, 1, 1), angle.sin().view(-1, 1, 1)
     return along + cosine * flat + sine * cross + last
 
