@@ -25,7 +25,7 @@ _FAMILIES = {
 _MOST = 3.0  # of the best rival's time: longer bars are cut, and show that they are
 
 # pixels
-_MARGIN, _NAMES, _PLOT, _LABELS = 24, 176, 236, 128
+_MARGIN, _NAMES, _PLOT, _LABELS = 24, 200, 236, 128
 _BAR, _PITCH, _HEAD, _TICKS = 13, 19, 30, 26
 
 
