@@ -39,9 +39,9 @@ def test_the_published_formulation_is_ours():
 @pytest.mark.parametrize("penalty", [False, True])
 def test_its_iteration_is_the_trainers(penalty):
     """The same parameters after one iteration, from the same random numbers; noise strengths start at zero."""
-    config = TrainConfig(size=8, batch=4, preset="small", width=8, n_layers=3, d_width=1 / 512, device="cpu")
+    config = TrainConfig(size=8, batch=4, preset="small", width=8, n_layers=3, d_width=1 / 512, device="cpu").resolve()
     torch.manual_seed(0)
-    state = TrainingState(config.resolve())
+    state = TrainingState(config)
     for module in (state.generator, state.discriminator, state.average.module):
         module.double()
     published = PublishedIteration(
