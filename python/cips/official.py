@@ -84,10 +84,15 @@ def read_official(
         name, state = f"{name}: {chosen}", state[chosen]
     elif which is not None:
         raise UsageError(f"{name}: holds one state dict and no {which!r}; leave out which")
-    return name, _tensors(name, state)
+    return name, named_tensors(name, state)
 
 
-def _tensors(name: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
+def named_tensors(name: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A state dict without the `module.` of its keys, in its order, checked and of one dtype as `read_official` says.
+
+    Raises:
+        UsageError: a value that is not a floating-point tensor; float64 beside others.
+    """
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor) or not value.is_floating_point():
             came = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
