@@ -19,7 +19,7 @@ from cips.training.growth import start_from, with_its_architecture
 from cips.training.state import TrainingState
 from official_formulas import OfficialGenerator
 from test_official_discriminator import make
-from test_recipes import BATCH, DIM, SIZE, OfficialSteps, begin
+from test_recipes import BATCH, SIZE, OfficialSteps, begin
 
 BEFORE, AFTER = 16, 4  # the first of those after has a penalty, as a new run's first step has
 
@@ -267,6 +267,8 @@ class Own:
         (lambda s: s["d_optim"]["state"][0].pop("exp_avg"), "d_optim: state of 'convs.0.0.weight': expected Adam's step"),
         (lambda s: s["g_optim"]["state"][2].update(exp_avg=torch.zeros(2)), "g_optim: state of 'emb.input': key 'exp_avg': expected"),
         (lambda s: s["g_optim"]["state"][2].update(step="x"), "g_optim: state of 'emb.input': key 'step': expected a number"),
+        (lambda s: (s.update(s["g"]), [s.pop(key) for key in KEYS]), "key 'g' is missing; a run is gone on with from g, d,"),
+        (lambda s: s["g"].update({"conv1.bias": torch.zeros(1, 8, 1, 1)}), "g: key 'conv1.bias': expected leaky ReLUs"),
         (lambda s: s.update(args=Own()), "it holds more than tensors and numbers"),
     ],
 )

@@ -134,7 +134,7 @@ def official_generator_config(
         )
     if activation not in (None, *SINES):
         raise ValueError(f"activation: expected None, {' or '.join(map(repr, SINES))}, got {activation!r}")
-    sine = next((key for key in state if _SINE_BIAS.fullmatch(key)), None)
+    sine = sine_key(state)
     if sine is not None and activation is None:
         raise UsageError(
             f"{name}: key {sine!r} belongs to a layer with a sine, and no key tells whether its activation is"
@@ -169,6 +169,11 @@ def official_generator_config(
     expected = {entry.key: torch.empty(entry.shape, device="meta") for entry in entries(config)}
     check_state(name, state, expected)
     return config
+
+
+def sine_key(state: Mapping[str, Tensor]) -> str | None:
+    """A key that only the classes with a sine have; None where layers have leaky ReLUs."""
+    return next((key for key in state if _SINE_BIAS.fullmatch(key)), None)
 
 
 def _shape(name: str, state: Mapping[str, Tensor], key: str, form: str) -> tuple[int, ...]:

@@ -30,8 +30,11 @@ Convert = Callable[[Tensor], Tensor]
 
 
 def is_official_training(state: Any) -> bool:
-    """Whether what a file held is, or is meant to be, a training checkpoint of the official code."""
-    return isinstance(state, Mapping) and "format" not in state and not {"g_optim", "d_optim", "g_ema"}.isdisjoint(state)
+    """Whether what a file held comes from the official code: a training checkpoint, or a generator alone, which is then
+    told from a foreign file when it is found to be without the rest.
+    """
+    signs = {"g_optim", "d_optim", "g_ema", "emb.input", "module.emb.input"}
+    return isinstance(state, Mapping) and "format" not in state and not signs.isdisjoint(state)
 
 
 def official_architectures(name: str, state: Mapping[str, Any]) -> tuple[GeneratorConfig, DiscriminatorConfig]:
@@ -53,6 +56,8 @@ def official_architectures(name: str, state: Mapping[str, Any]) -> tuple[Generat
     found = []
     for key in ("g", "g_ema"):
         tensors = official.named_tensors(f"{name}: {key}", state[key])
+        if sine := official.sine_key(tensors):
+            raise UsageError(f"{name}: {key}: key {sine!r}: expected leaky ReLUs, since no key tells which sine a layer has")
         found.append(official.official_generator_config(f"{name}: {key}", tensors))
     if found[0] != found[1]:
         raise UsageError(f"{name}: key 'g_ema': expected the architecture of 'g', {found[0]}, got {found[1]}")
