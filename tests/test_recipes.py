@@ -38,7 +38,8 @@ class OfficialSteps:
 
     def __init__(self, recipe: str, generator: OfficialGenerator, discriminator: dict[str, torch.Tensor]) -> None:
         self.g = generator.train()
-        self.d = nn.ParameterDict({k.replace(".", "/"): v.clone() for k, v in discriminator.items() if "kernel" not in k})
+        # pairs, since of a mapping the keys would be sorted
+        self.d = nn.ParameterDict([(k.replace(".", "/"), v.clone()) for k, v in discriminator.items() if "kernel" not in k])
         self.kernels = {k: v for k, v in discriminator.items() if "kernel" in k}
         self.average = copy.deepcopy(generator).eval()
         g_lr, g_beta, d_lr, d_beta = ADAM[recipe]

@@ -19,7 +19,7 @@ def is_training_state(path: str | os.PathLike[str]) -> bool:
     Raises:
         UsageError: no such file, or one that is not whole.
     """
-    state = read_torch_file(path, "training state")
+    state = read_torch_file(path, "training state", lazy=True)
     return isinstance(state, dict) and state.get("format") == TRAINING_FORMAT
 
 

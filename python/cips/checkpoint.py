@@ -187,7 +187,15 @@ def load_training(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         UsageError: no such file, a file that is not whole, another kind of file.
     """
-    state = read_torch_file(path, "training state")
+    return check_training(path, read_torch_file(path, "training state"))
+
+
+def check_training(path: str | os.PathLike[str], state: Any) -> dict[str, Any]:
+    """What a file held, if it is what `save_training` writes.
+
+    Raises:
+        UsageError: another kind of file, another version.
+    """
     if not isinstance(state, dict) or state.get("format") != TRAINING_FORMAT:
         raise UsageError(f"{path}: not a training state of this package: no 'format' {TRAINING_FORMAT!r}")
     if state.get("version") != TRAINING_VERSION:

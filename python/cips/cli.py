@@ -20,7 +20,8 @@ import torch
 from cips_kernels.encoding import LOOKUPS
 
 from .architectures import make_generator
-from .checkpoint import atomic_file, load_generator, save_generator
+from .averaged import is_training_state
+from .checkpoint import atomic_file, load_generator, load_training, save_generator
 from .commands import COMMANDS, evaluate
 from .commands.shared import OFFICIAL_SUFFIXES, check_out, is_official, open_generator, opened_any
 from .config import presets
@@ -28,6 +29,7 @@ from .data import command as data_command
 from .errors import UsageError
 from .generator import Generator
 from .official import SINES
+from .official_training import to_official_training
 from .pictures import image_grid, save_png, to_uint8
 from .sampler import Sampler
 from .summary import summary
@@ -132,9 +134,10 @@ def _parser(kind: Any) -> Any:
 
     convert = command(
         "cips convert SOURCE OUT [options]",
-        "Write a checkpoint of the official code as NAME.safetensors, or a generator of this package as an official NAME.pt.",
+        "Write a checkpoint of the official code as NAME.safetensors, or a generator of this package as an official NAME.pt. The"
+        " state of a run (checkpoints/step-N.pt) becomes a whole official training checkpoint.",
     )
-    convert.add_argument("source", type=str, help="an official .pt; or a generator.safetensors or the folder of a run")
+    convert.add_argument("source", type=str, help="an official .pt; or a generator.safetensors, the folder of a run or its checkpoints/step-N.pt")
     convert.add_argument("out", type=str, help="the file to write, NAME.safetensors or NAME.pt")
     convert.add_argument("--which", type=str, default=None, help="state dict of a training checkpoint; by default g_ema, or else g")
     convert.add_argument("--size", type=int, default=None, help="pixels a side where they are not the table's: 1024 for ffhq1024")
@@ -255,6 +258,15 @@ def _convert(source: str, out: str, which: str | None, size: int | None, activat
         raise UsageError(f"activation: expected {' or '.join(SINES)}, got {activation!r}")
     if size is not None and size < 1:
         raise UsageError(f"size: expected an integer of at least 1, got {size}")
+    if Path(out).suffix.lower() == ".pt" and Path(source).suffix.lower() in OFFICIAL_SUFFIXES and is_training_state(source):
+        for name, value in (("which", which), ("size", size), ("activation", activation)):
+            if value is not None:
+                raise UsageError(f"{name}: expected none towards the official form, which has no place for it")
+        state = to_official_training(source, load_training(source))
+        with atomic_file(out) as file:
+            torch.save(state, file)
+        print(f"{out}: a training checkpoint of the official code, whose iteration it takes from the file's name")
+        return 0
     ends = Path(source).suffix.lower() in OFFICIAL_SUFFIXES, Path(out).suffix.lower()
     if ends not in ((True, ".safetensors"), (False, ".pt")):
         raise UsageError(f"out: expected NAME{'.safetensors' if ends[0] else '.pt'} for what {source} becomes, got {out}")

@@ -84,10 +84,15 @@ def read_official(
         name, state = f"{name}: {chosen}", state[chosen]
     elif which is not None:
         raise UsageError(f"{name}: holds one state dict and no {which!r}; leave out which")
-    return name, _tensors(name, state)
+    return name, named_tensors(name, state)
 
 
-def _tensors(name: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
+def named_tensors(name: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A state dict without the `module.` of its keys, in its order, checked and of one dtype as `read_official` says.
+
+    Raises:
+        UsageError: a value that is not a floating-point tensor; float64 beside others.
+    """
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor) or not value.is_floating_point():
             came = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
@@ -129,7 +134,7 @@ def official_generator_config(
         )
     if activation not in (None, *SINES):
         raise ValueError(f"activation: expected None, {' or '.join(map(repr, SINES))}, got {activation!r}")
-    sine = next((key for key in state if _SINE_BIAS.fullmatch(key)), None)
+    sine = sine_key(state)
     if sine is not None and activation is None:
         raise UsageError(
             f"{name}: key {sine!r} belongs to a layer with a sine, and no key tells whether its activation is"
@@ -164,6 +169,11 @@ def official_generator_config(
     expected = {entry.key: torch.empty(entry.shape, device="meta") for entry in entries(config)}
     check_state(name, state, expected)
     return config
+
+
+def sine_key(state: Mapping[str, Tensor]) -> str | None:
+    """A key that only the classes with a sine have; None where layers have leaky ReLUs."""
+    return next((key for key in state if _SINE_BIAS.fullmatch(key)), None)
 
 
 def _shape(name: str, state: Mapping[str, Tensor], key: str, form: str) -> tuple[int, ...]:

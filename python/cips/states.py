@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from .errors import UsageError
 _REFUSED = re.compile(r"GLOBAL (\S+)")
 
 
-def read_torch_file(path: str | os.PathLike[str], what: str) -> Any:
+def read_torch_file(path: str | os.PathLike[str], what: str, *, lazy: bool = False) -> Any:
     """What `torch.save` wrote, on the CPU; only tensors, numbers, strings and their containers are read.
 
     Args:
         path: the file.
         what: what it should hold, for the message.
+        lazy: leave tensors on the disk until they are looked at, where the file's form allows it.
 
     Raises:
         UsageError: no such file, a file that is not whole, or one that holds objects of other classes.
@@ -33,7 +35,7 @@ def read_torch_file(path: str | os.PathLike[str], what: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles of other protocols: they fail or they are read
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=lazy and zipfile.is_zipfile(path))
     except Exception as error:  # torch raises half a dozen kinds for a damaged file
         text = str(error).strip()
         if refused := _REFUSED.search(text):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +53,9 @@ class TrainConfig:
         "never", "'auto': go on from the run's last whole checkpoint; or the path of one; 'never'"
     )
     init: str | None = option(
-        None, "checkpoint, or folder of a run, whose networks a new run starts from; its images may have been smaller"
+        None,
+        "checkpoint, or folder of a run, whose networks a new run starts from; its images may have been smaller."
+        " Or a training checkpoint of the official code",
     )
     stages: str | None = option(
         None, "sizes that a run goes through and the steps of each: '256:100000,512:50000,1024:50000'; instead of size and steps"
@@ -86,6 +89,9 @@ class TrainConfig:
     )
     table_init_std: float | None = option(
         None, "deviation with which the coordinate table starts, instead of the preset's"
+    )
+    architecture: str | None = option(
+        None, "the generator instead of the preset's, as JSON without its size; --init OFFICIAL.pt with preset auto fills it in"
     )
     d_width: float | None = option(
         None, "multiplier on the discriminator's channels, at most 512; 1 is StyleGAN2's"
@@ -288,7 +294,7 @@ class TrainConfig:
 
     def generator_config(self) -> GeneratorConfig | StyleGAN2Config:
         """The generator's architecture (of resolved options)."""
-        config = dataclasses.replace(presets[self.preset], size=self.image_size)
+        config = dataclasses.replace(self._base(), size=self.image_size)
         names = ("width", "n_layers", "table_init_std", "fourier_bias")
         changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.table_size is not None and parse_size(self.table_size) != self.image_size:
@@ -304,6 +310,14 @@ class TrainConfig:
             return dataclasses.replace(config, **changes)
         except ValueError as error:
             raise UsageError(str(error)) from error
+
+    def _base(self) -> GeneratorConfig | StyleGAN2Config:
+        if self.architecture is None:
+            return presets[self.preset]
+        try:
+            return GeneratorConfig.from_dict(json.loads(self.architecture))
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"architecture: {error}") from error
 
     def discriminator_config(self) -> DiscriminatorConfig:
         """The discriminator's architecture (of resolved options)."""

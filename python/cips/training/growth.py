@@ -12,27 +12,35 @@ What becomes of each part:
   the layer from RGB where its resolution changes, start from random weights. A patch of unchanged size keeps all.
 - Adam's moments go with the weights, the table's interpolated as it is; new weights have none.
 - The count of steps, the order of the data and the random numbers start anew.
+
+A training checkpoint of the official code serves like one of a run here, `cips.official_training` reads it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..architectures import config_from_dict, make_generator
-from ..checkpoint import load_state, load_training, training_files
-from ..config import DiscriminatorConfig, GeneratorConfig
+from ..checkpoint import check_training, load_state, training_files
+from ..config import DiscriminatorConfig, GeneratorConfig, presets
 from ..discriminator import Discriminator
 from ..errors import UsageError
+from ..official_training import from_official_training, is_official_training, official_architectures
+from ..states import read_torch_file
 from ..stylegan2_config import StyleGAN2Config
+from .config import TrainConfig
+from .recipes import AUTO
 from .state import TrainingState
 
 TABLE = "encoding.table.weight"
@@ -50,7 +58,32 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]
         UsageError: none, or a damaged one.
     """
     file = newest_checkpoint(path)
-    return file, load_training(file)
+    state = read_torch_file(file, "training state")
+    if is_official_training(state):
+        return file, from_official_training(str(file), state)
+    return file, check_training(file, state)
+
+
+def with_its_architecture(config: TrainConfig) -> TrainConfig:
+    """Options with the networks of the official training checkpoint that `init` names, if it does and no preset is given.
+
+    Our own checkpoints say by which options their networks were made; an official one has its shapes alone.
+
+    Raises:
+        UsageError: it is damaged, or a key is missing, extra or misshapen.
+    """
+    if config.init is None or config.preset != AUTO or config.architecture is not None or not Path(config.init).is_file():
+        return config
+    state = read_torch_file(config.init, "training state", lazy=True)
+    if not is_official_training(state):
+        return config
+    generator, discriminator = official_architectures(config.init, state)
+    chosen = dataclasses.replace(config, preset="official", d_width=config.d_width or discriminator.width)
+    size = generator.table_size or generator.size
+    if generator == dataclasses.replace(presets["official"], size=size):
+        return chosen
+    fields = {k: v for k, v in generator.to_dict().items() if k not in ("size", "table_size")}
+    return dataclasses.replace(chosen, architecture=json.dumps(fields))
 
 
 def start_from(
@@ -62,7 +95,7 @@ def start_from(
 
     Args:
         state: new, of step 0.
-        path: a training checkpoint, or the folder of a run, whose newest is taken.
+        path: a training checkpoint, of this package or of the official code, or the folder of a run, whose newest is taken.
         read: reads it; of several processes one may read for all.
 
     Returns:
@@ -73,6 +106,7 @@ def start_from(
             changed then.
     """
     file, saved = read(path)
+    had: list[str] = []
     try:
         saved = {key: saved[key] for key in NEEDED}
         old_g = _generator_config(saved["generator_config"], file)
@@ -102,6 +136,7 @@ def start_from(
             ),
             names,
         ):
+            had.append(_changed_settings(saved[key], optimizer, key))
             moments = {before[index]: value for index, value in saved[key]["state"].items()}
             renamed = _renamed(moments, old_d, state.discriminator.config) if module is state.discriminator else moments
             _load_moments(optimizer, module, renamed)
@@ -111,7 +146,18 @@ def start_from(
     grown = f", its table grown from {table[0]}x{table[1]} to {now[0]}x{now[1]}" if table != now else ""
     fresh = sum(1 for key in state.discriminator.state_dict() if key not in taken)
     new = f"; {fresh} tensors of the discriminator are new" if fresh else ""
-    return f"starting from the networks of {file} (step {saved['step']}){grown}{new}"
+    return f"starting from the networks of {file} (step {saved['step']}){grown}{new}{''.join(had)}"
+
+
+def _changed_settings(saved: Mapping[str, Any], optimizer: torch.optim.Optimizer, name: str) -> str:
+    """Learning rate and betas that a checkpoint had and this run has not; what it has are its own options."""
+    then, now = (groups[0] if groups else {} for groups in (saved["param_groups"], optimizer.param_groups))
+    differ = [
+        f"{key} {then[key]} (here {now[key]})"
+        for key in ("lr", "betas")
+        if key in then and not np.allclose(then[key], now[key], rtol=1e-9, atol=0)
+    ]
+    return f"; its {name} had {' and '.join(differ)}" if differ else ""
 
 
 def newest_checkpoint(path: str | os.PathLike[str]) -> Path:
@@ -206,7 +252,15 @@ def _load_moments(optimizer: torch.optim.Optimizer, module: nn.Module, moments: 
             key: grown_table(value, tuple(parameter.shape[:2])) if name == TABLE and value.dim() == 3 else value
             for key, value in moments[name].items()
         }
+        state[index] = {key: _laid_out(value, parameter) for key, value in state[index].items()}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:
+    """The value with the strides of its parameter, which a fused Adam wants: weights here have their channels last."""
+    if value.shape != parameter.shape or value.stride() == parameter.stride():
+        return value
+    return torch.empty_strided(value.shape, parameter.stride(), dtype=value.dtype).copy_(value)
 
 
 def _generator_config(values: Mapping[str, Any], source: object) -> GeneratorConfig | StyleGAN2Config:

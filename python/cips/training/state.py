@@ -24,7 +24,7 @@ from .world import World
 # What must agree between a checkpoint and the run that goes on from it: the networks, and which images a step sees.
 FIXED = (
     "data", "size", "batch", "seed", "flip", "rotate", "crop", "load_size", "too_small", "preset", "width", "n_layers",
-    "d_width", "regime", "patch", "turn", "table_size", "fourier_bias",
+    "architecture", "d_width", "regime", "patch", "turn", "table_size", "fourier_bias",
 )  # fmt: skip
 # What never alters what is learnt. Every other option may change too, and the run says so.
 FREE = (

@@ -25,7 +25,7 @@ from .boards import check_wandb
 from .config import TrainConfig
 from .evaluate import TrainingEvaluation
 from .graphs import GraphedSteps
-from .growth import start_from
+from .growth import start_from, with_its_architecture
 from .log import RunLog
 from .progress import ProgressBar, peak_memory
 from .progressive import run_stages, stage_configs
@@ -94,6 +94,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
         DivergenceError: NaN or infinity.
     """
 
+    config = with_its_architecture(config)
     stages = [config] if config.stages is None else stage_configs(config)
     take_device(config.device)
     world = World.join(stages[0].resolve().device)
