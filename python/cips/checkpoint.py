@@ -32,8 +32,13 @@ _STATE_NAME = re.compile(r"step-(\d+)\.pt")
 
 
 @contextlib.contextmanager
-def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def atomic_file(path: str | os.PathLike[str], *, synced: bool = True) -> Iterator[BinaryIO]:
     """A file to write whose content appears at `path`, whole, when the block ends without an exception.
+
+    Args:
+        path: its folder is made where it does not exist.
+        synced: wait until the disk has it, so that a power cut loses nothing; not worth its time for thousands of
+            small files that can be made again. A process that is killed leaves whole files either way.
 
     Raises:
         UsageError: the folder cannot be written, or the disk is full. Nothing is left at `path` then but what
@@ -49,10 +54,12 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     try:
         with handle:
             yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
+            if synced:
+                handle.flush()
+                os.fsync(handle.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        if synced:
+            _sync_folder(path.parent)
     except OSError as error:
         raise UsageError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:

@@ -17,23 +17,19 @@ from typing import Any
 
 import torch
 
-from cips_kernels.encoding import LOOKUPS
-
 from .architectures import make_generator
 from .averaged import is_training_state
 from .checkpoint import atomic_file, load_generator, load_training, save_generator
-from .commands import COMMANDS, evaluate
-from .commands.shared import OFFICIAL_SUFFIXES, check_out, is_official, open_generator, opened_any
+from .commands import COMMANDS, evaluate, sample
+from .commands.shared import OFFICIAL_SUFFIXES, is_official, open_generator
 from .config import presets
 from .data import command as data_command
 from .errors import UsageError
 from .generator import Generator
 from .official import SINES
 from .official_training import to_official_training
-from .pictures import image_grid, save_png, to_uint8
-from .sampler import Sampler
 from .summary import summary
-from .training.config import DTYPES, TrainConfig
+from .training.config import TrainConfig
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"cips: error: {' '.join(str(error).split())} (see cips --help)", file=sys.stderr)
         return 2
     name = options.pop("subcommand")
-    own = {"train": _train, "sample": _sample, "info": _info, "convert": _convert, "data": data_command.run}
-    own["eval"] = evaluate.run
+    own = {"train": _train, "info": _info, "convert": _convert, "data": data_command.run}
+    own |= {"sample": sample.run, "eval": evaluate.run}
     command = own.get(name) or COMMANDS[name].run
     values = {key: value for key, value in vars(options[name]).items() if key != "config"}
     try:
@@ -91,35 +87,7 @@ def _parser(kind: Any) -> Any:
         train.add_argument(*flags, type=hint, default=field.default, help=field.metadata["help"])
     commands.add_subcommand("train", train, help="train a generator on images")
 
-    sample = command(
-        "cips sample CHECKPOINT [options]",
-        "Draw images from a trained generator, as one grid or as a folder of PNGs.",
-    )
-    sample.add_argument(
-        "checkpoint", type=str, help="a generator.safetensors, the folder of a run, or an official .pt"
-    )
-    sample.add_argument(
-        "--out", type=str, default="samples.png", help="NAME.png for a grid, a folder for one PNG an image"
-    )
-    sample.add_argument("--count", type=int, default=36, help="number of images")
-    sample.add_argument("--seed", type=int, default=0, help="of the latents and the noise")
-    sample.add_argument(
-        "--truncation", "--psi", type=float, default=1.0, help="1: none; towards 0: towards the mean image"
-    )
-    sample.add_argument(
-        "--size", type=int, default=None, help="pixels a side, by default as trained; larger: denser"
-    )
-    sample.add_argument("--noise", type=str, default="seed", help="'seed': noise from --seed; 'off'")
-    sample.add_argument(
-        "--lookup", type=str, default="exact", help="of the table; 'compat': as the official code when evaluated"
-    )
-    sample.add_argument("--batch", type=int, default=16, help="images at a time")
-    sample.add_argument(
-        "--device", type=str, default="auto", help="'cuda', 'cpu', ...; 'auto' takes a GPU if there is one"
-    )
-    sample.add_argument("--dtype", type=str, default="float32", help=f"arithmetic: {' or '.join(DTYPES)}")
-    commands.add_subcommand("sample", sample, help="draw images from a trained generator")
-    for application in (*COMMANDS.values(), evaluate):
+    for application in (sample, *COMMANDS.values(), evaluate):
         application.add(commands, command)
 
     info = command(
@@ -171,69 +139,6 @@ def _train(**values: Any) -> int:
     print(f"{result.folder}: {result.step} steps, {result.images_per_second:.1f} images/s")
     print(f"  last grid   {max((result.folder / 'samples').glob('fake-*.png'), default='none')}")
     print(f"  generator   {result.folder / 'generator.safetensors'}")
-    return 0
-
-
-@torch.no_grad()
-def _sample(
-    checkpoint: str,
-    out: str,
-    count: int,
-    seed: int,
-    truncation: float,
-    size: int | None,
-    noise: str,
-    lookup: str,
-    batch: int,
-    device: str,
-    dtype: str,
-) -> int:
-    from tqdm import tqdm
-
-    for name, value in (("count", count), ("batch", batch), ("size", size)):
-        if value is not None and value < 1:
-            raise UsageError(f"{name}: expected an integer of at least 1, got {value}")
-    if noise not in ("seed", "off"):
-        raise UsageError(f"noise: expected 'seed' or 'off', got {noise!r}")
-    if lookup not in LOOKUPS:
-        raise UsageError(f"lookup: expected {' or '.join(LOOKUPS)}, got {lookup!r}")
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype: expected {' or '.join(DTYPES)}, got {dtype!r}")
-    check_out(out)
-    generator = opened_any(checkpoint, device, dtype)
-    random = torch.Generator().manual_seed(seed)
-    latents = torch.randn(count, generator.config.style_dim, generator=random)
-    grid = Path(out).suffix.lower() == ".png"
-    parts = []
-    batch = min(batch, count)
-    if isinstance(generator, Generator):
-        sampler = Sampler(generator, batch, size=size, lookup=lookup)
-    elif size is None:
-        sampler = generator
-    else:
-        raise UsageError(f"size: expected none for a StyleGAN2, which draws {generator.config.size[0]}x{generator.config.size[1]} pixels")
-    with tqdm(total=count, unit="image", delay=2, leave=False) as bar:
-        for start in range(0, count, batch):
-            z = latents[start : start + batch].to(generator.w_mean.device)
-            wanted = len(z)
-            z = torch.nn.functional.pad(z, (0, 0, 0, batch - wanted), value=1.0)  # the last batch may be short
-            # each batch its own noise seed: noise is keyed by the image's place in its batch
-            try:
-                images = sampler(z, truncation=truncation, noise="off" if noise == "off" else seed + start)
-            except torch.OutOfMemoryError as error:
-                raise UsageError(
-                    f"batch: {batch} images at a time do not fit the device's memory; try --batch 1"
-                ) from error
-            pixels = to_uint8(images[:wanted])
-            if grid:
-                parts.append(pixels)
-            else:
-                for k, image in enumerate(pixels, start):
-                    save_png(Path(out) / f"{k:06d}.png", image)
-            bar.update(len(pixels))
-    if grid:
-        save_png(out, image_grid(torch.cat(parts)))
-    print(f"{out}: {count} images of {images.shape[2]}x{images.shape[3]} from {checkpoint}")
     return 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,19 @@ def latents(generator: Generator, count: int, seed: int = 0) -> Tensor:
         raise ValueError(f"count: expected an integer of at least 1, got {count!r}")
     z = torch.randn(count, generator.config.style_dim, generator=torch.Generator().manual_seed(seed))
     return z.to(generator.w_mean)
+
+
+def latent_batches(style_dim: int, count: int, batch: int, seed: int = 0) -> Iterator[tuple[int, Tensor]]:
+    """The rows of `latents`, on the CPU, `batch` at a time (the last may be shorter), each with its first row's number.
+
+    Where style_dim is a multiple of 16, they are drawn as they are asked for and row k is the same for every count and
+    batch: torch draws normal values in blocks of 16. Otherwise all are drawn at once, and a row may depend on the count.
+    """
+    random = torch.Generator().manual_seed(seed)
+    whole = None if style_dim % 16 == 0 else torch.randn(count, style_dim, generator=random)
+    for start in range(0, count, batch):
+        stop = min(start + batch, count)
+        yield start, torch.randn(stop - start, style_dim, generator=random) if whole is None else whole[start:stop]
 
 
 @torch.no_grad()
