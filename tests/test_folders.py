@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -176,14 +177,20 @@ def test_an_interrupted_run_leaves_whole_files_only(checkpoint, tmp_path, number
     out = tmp_path / "out"
     arguments = command(checkpoint, out, "--count=100000", "--size=200", "--workers=2")
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, start_new_session=True)
-    deadline = time.monotonic() + 100
-    while not (out.is_dir() and len(list(out.glob("0*.png"))) >= 5):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    # Ctrl-C reaches the workers too; a kill only the one process, whose workers must notice
-    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-    assert process.wait(60) == (130 if number == signal.SIGINT else -number)
-    process.stderr.read()  # ends when the last worker has: they hold it open
+    try:
+        deadline = time.monotonic() + 100
+        while not (out.is_dir() and len(list(out.glob("0*.png"))) >= 5):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        # Ctrl-C reaches the workers too; a kill only the one process, whose workers must notice
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        # the output ends when the last worker has: they hold it open
+        said = process.communicate(timeout=60)[1].decode()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == (130 if number == signal.SIGINT else -number)
+    assert "Traceback" not in said
     files = list(out.iterdir())
     assert len(files) >= 5
     for path in files:

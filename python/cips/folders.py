@@ -17,6 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -76,6 +77,7 @@ class PngFolder:
         self._workers, self._level = workers, level
         self._tasks: deque[tuple[str, Future[None]]] = deque()
         self._pool: ProcessPoolExecutor | None = None
+        self._first: Future[int] | None = None
         if workers:
             # a server that has imported the package forks the workers: it is paid once, and knows of no GPU
             server = "forkserver" in multiprocessing.get_all_start_methods()
@@ -90,9 +92,16 @@ class PngFolder:
     def _first_task(self) -> None:
         assert self._pool is not None
         try:
-            self._pool.submit(os.getpid)
+            self._first = self._pool.submit(os.getpid)
         except (BrokenProcessPool, RuntimeError, OSError):
             pass  # the first images meet the same
+
+    def wait_for_workers(self) -> None:
+        """Waits until the processes can be started at once; without it, the first images wait."""
+        if self._pool is not None:
+            self._start.join()
+            if self._first is not None:
+                wait_for([self._first])
 
     def write(self, pixels: np.ndarray | Tensor) -> None:
         """Takes uint8 `[B, H, W, 3]` on the CPU, which may be overwritten afterwards; waits where too many wait already.
