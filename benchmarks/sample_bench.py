@@ -47,20 +47,17 @@ QUARTER_TARGET = 0.35
 SHARE = 0.25
 
 
-def images(sampler: Sampler, count: int, batch: int, device: torch.device) -> Iterator[Tensor]:
+def images(sampler: Sampler, options: argparse.Namespace, device: torch.device) -> Iterator[Tensor]:
     """`[batch, 3, H, W]` on the device, as `cips sample` draws them."""
     style_dim = sampler.generator.config.style_dim
-    for start, latents in draw.latent_batches(style_dim, count, batch):
-        wanted = len(latents)
-        z = torch.nn.functional.pad(latents, (0, 0, 0, batch - wanted), value=1.0).to(device)
-        yield sampler(z, noise=start)[:wanted]
+    return draw.sampled(sampler, style_dim, options.count, options.batch, device)
 
 
 def synthesis(sampler: Sampler, options: argparse.Namespace, clock: Clock) -> float:
     """Seconds for drawing every image."""
     clock.synchronize()
     began = time.perf_counter()
-    for _ in images(sampler, options.count, options.batch, clock.device):
+    for _ in images(sampler, options, clock.device):
         pass
     clock.synchronize()
     return time.perf_counter() - began
@@ -72,7 +69,7 @@ def folder(sampler: Sampler, options: argparse.Namespace, clock: Clock, path: Pa
     with PngFolder(path, workers=options.workers, level=options.level) as target:
         target.wait_for_workers()
         started = time.perf_counter()
-        drawn = images(sampler, options.count, options.batch, clock.device)
+        drawn = images(sampler, options, clock.device)
         for pixels in on_host(quantised(batch) for batch in drawn):
             target.write(pixels)
     ended = time.perf_counter()

@@ -197,3 +197,15 @@ def test_an_interrupted_run_leaves_whole_files_only(checkpoint, tmp_path, number
         assert path.suffix == ".png", path
         with Image.open(path) as image:
             image.load()
+
+
+@pytest.mark.gpu
+def test_a_gpu_writes_the_same_files_with_and_without_workers(tmp_path):
+    torch.manual_seed(0)
+    config = GeneratorConfig(size=(32, 48), style_dim=32, mapping_layers=2, fourier_features=16, table_features=16, widths=(32,) * 4)
+    save_generator(tmp_path / "g.safetensors", Generator(config).eval())
+    for workers in (0, 3):
+        options = ["--count=150", "--batch=8", "--device=cuda", "--dtype=bfloat16", f"--workers={workers}"]
+        assert main(["sample", str(tmp_path / "g.safetensors"), "--out", str(tmp_path / str(workers)), *options]) == 0
+    files = contents(tmp_path / "0")
+    assert len(files) == 150 and files == contents(tmp_path / "3") and len(set(files.values())) == 150

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -38,6 +38,35 @@ def latent_batches(style_dim: int, count: int, batch: int, seed: int = 0) -> Ite
     for start in range(0, count, batch):
         stop = min(start + batch, count)
         yield start, torch.randn(stop - start, style_dim, generator=random) if whole is None else whole[start:stop]
+
+
+@torch.no_grad()
+def sampled(
+    sampler: Callable[..., Tensor],
+    style_dim: int,
+    count: int,
+    batch: int,
+    device: torch.device,
+    *,
+    seed: int = 0,
+    noise: str = "seed",
+    truncation: float = 1.0,
+) -> Iterator[Tensor]:
+    """`count` images, `batch` at a time: `[batch, 3, H, W]` on the device, the last shorter where `count` asks for it.
+
+    Args:
+        sampler: a `Sampler` of this batch, or a generator: called with z, `truncation` and `noise`.
+        noise: "seed", each batch its own seed, since noise is keyed by the image's place in its batch; or "off".
+
+    The host waits for nothing: a GPU gets its next batch while it draws this one.
+    """
+    for start, z in latent_batches(style_dim, count, batch, seed):
+        wanted = len(z)
+        z = torch.nn.functional.pad(z, (0, 0, 0, batch - wanted), value=1.0)  # the last batch may be short
+        if device.type == "cuda":
+            z = z.pin_memory()  # without it the copy would wait for the batch before
+        z = z.to(device, non_blocking=True)
+        yield sampler(z, truncation=truncation, noise="off" if noise == "off" else seed + start)[:wanted]
 
 
 @torch.no_grad()

@@ -132,18 +132,14 @@ def _images(
     lookup: str,
 ) -> Iterator[Tensor]:
     """uint8 `[batch, H, W, 3]` on the generator's device, the last one shorter where `count` asks for it."""
-    device = generator.w_mean.device
+    options = {"seed": seed, "noise": noise, "truncation": truncation}
     try:
         sampler: Any = generator
         if isinstance(generator, Generator):
             sampler = Sampler(generator, batch, size=size, lookup=lookup)
-        for start, latents in draw.latent_batches(generator.config.style_dim, count, batch, seed):
-            wanted = len(latents)
-            # the last batch may be short
-            z = torch.nn.functional.pad(latents, (0, 0, 0, batch - wanted), value=1.0).to(device)
-            # each batch its own noise seed: noise is keyed by the image's place in its batch
-            images = sampler(z, truncation=truncation, noise="off" if noise == "off" else seed + start)
-            yield quantised(images)[:wanted]
+        device = generator.w_mean.device
+        for images in draw.sampled(sampler, generator.config.style_dim, count, batch, device, **options):
+            yield quantised(images)
     except torch.OutOfMemoryError as error:
         raise UsageError(
             f"batch: {batch} images at a time do not fit the device's memory; try --batch 1"
