@@ -59,7 +59,7 @@ class PngFolder:
         path: of the folder, made with the first file.
         workers: processes that encode, started anew (not forked from this one, which may have a GPU in use) and with a
             bounded number of images waiting for them; 0: encode here.
-        level: zlib's compression level, 0 to 9; the default is the fastest that compresses.
+        level: of compression, 0 to 9, as in `save_png`; the default is the fastest that compresses.
 
     A script that uses workers needs `if __name__ == "__main__":`, as for every pool of processes that does not fork.
 

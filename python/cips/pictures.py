@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import zlib
 
 import numpy as np
 import torch
@@ -50,7 +51,8 @@ def save_png(
     """Writes uint8 `[H, W, 3]` as PNG.
 
     Args:
-        level: zlib's, from 0 (stored) to 9 (smallest); 6 is zlib's own, 1 takes less than half its time.
+        level: from 0 (stored) to 9 (smallest) as zlib's, which is 6 by default; but 1 looks for runs alone (`Z_RLE`), in
+            half the time of zlib's 1 and, for filtered rows with grain, in fewer bytes.
         synced: as in `atomic_file`.
 
     Raises:
@@ -58,5 +60,6 @@ def save_png(
     """
     from PIL import Image
 
+    options = {"compress_type": zlib.Z_RLE} if level == 1 else {}
     with atomic_file(path, synced=synced) as file:
-        Image.fromarray(np.asarray(image)).save(file, format="PNG", compress_level=level)
+        Image.fromarray(np.asarray(image)).save(file, format="PNG", compress_level=level, **options)
