@@ -22,6 +22,7 @@ from PIL import Image
 from cips import UsageError, load_generator, presets
 from cips.checkpoint import load_training, training_files
 from cips.training import DivergenceError, TrainConfig, train, trainer
+from cips.training.signals import stop_request
 from cips.training.state import TrainingState
 from pictures_made import encoded, write_folder, write_tar, write_zip
 
@@ -185,13 +186,15 @@ def test_sigterm_saves_and_leaves_with_its_status(folder, tmp_path):
     assert step >= 3 and f"stopped by SIGTERM at step {step}, saved" in messages
 
 
+@pytest.mark.parametrize("times", [1, 2], ids=["once", "and to the group"])  # as `timeout` and job managers do
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_heeded_after_the_step(folder, tmp_path, monkeypatch, number):
+def test_a_signal_is_heeded_after_the_step(folder, tmp_path, monkeypatch, number, times):
     step = TrainingState.train_step
 
     def interrupted(self, real):
         if self.step == 2:
-            os.kill(os.getpid(), number)
+            for _ in range(times):
+                os.kill(os.getpid(), number)
         return step(self, real)
 
     before = signal.getsignal(number)
@@ -200,6 +203,19 @@ def test_a_signal_is_heeded_after_the_step(folder, tmp_path, monkeypatch, number
     assert (result.step, result.stopped_by) == (3, number)
     assert load_training(tmp_path / "checkpoints" / "step-00000003.pt")["step"] == 3
     assert signal.getsignal(number) is before
+
+
+def test_a_second_signal_later_interrupts():
+    with stop_request() as request:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert request.signal == signal.SIGTERM
+        request.at -= 2  # seconds ago
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    with stop_request(insistent=False) as request:
+        os.kill(os.getpid(), signal.SIGTERM)
+        request.at -= 2
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.mark.parametrize("what", ["loss", "logged loss", "weight", "weight at a checkpoint"])

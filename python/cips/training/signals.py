@@ -6,7 +6,11 @@ import contextlib
 import dataclasses
 import signal
 import threading
+import time
 from collections.abc import Iterator
+
+
+_TWICE = 1.0  # seconds within which a second signal is the first one's double
 
 
 @dataclasses.dataclass
@@ -14,6 +18,7 @@ class StopRequest:
     """Which signal has come, if any."""
 
     signal: signal.Signals | None = None
+    at: float = 0.0  # seconds of time.monotonic
 
 
 @contextlib.contextmanager
@@ -21,7 +26,8 @@ def stop_request(insistent: bool = True) -> Iterator[StopRequest]:
     """Notes SIGINT and SIGTERM while the block runs, so that a step is finished and saved.
 
     Args:
-        insistent: a second signal interrupts. Under torchrun, which passes on what the terminal may have sent as
+        insistent: a second signal interrupts, unless it comes with the first: `timeout` and job managers signal a process
+            and then its group, which is twice. Under torchrun, which passes on what the terminal may have sent as
             well, it must not; torchrun kills after 30 seconds anyway.
     """
     request = StopRequest()
@@ -30,9 +36,10 @@ def stop_request(insistent: bool = True) -> Iterator[StopRequest]:
         return
 
     def note(number: int, frame: object) -> None:
-        if request.signal is not None and insistent:
+        if request.signal is None:
+            request.signal, request.at = signal.Signals(number), time.monotonic()
+        elif insistent and time.monotonic() - request.at > _TWICE:
             raise KeyboardInterrupt
-        request.signal = signal.Signals(number)
 
     old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
