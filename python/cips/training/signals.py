@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator
 
-
 _TWICE = 1.0  # seconds within which a second signal is the first one's double
 
 
