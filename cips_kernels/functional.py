@@ -322,9 +322,10 @@ def modfc_stack(
         blend: `[P, K]` for all images or `[B, P, K]`, floating: then styles and rgb_styles are `[B, K, I]`, and the
             style of pixel p is `s_p = sum_k blend_pk s_k`, demodulated exactly: `y = d_p * (c W (s_p * x))`, `d_p` from
             `s_p`. Styles are outputs of affine maps, so where a pixel's weights add up to one this is what the blend of
-            their inputs w would give. Served by the reference formulation, twice differentiable in everything, blend
-            included; without gradients in chunks of pixels, so that memory beyond the result does not grow with their
-            number.
+            their inputs w would give. Colours alone without gradients, of one or two styles, take the on-chip kernel where
+            there is one (bfloat16 and float16, no residual blocks; weights rounded to that dtype). All else is served by the
+            reference formulation, twice differentiable in everything, blend included; without gradients in chunks of
+            pixels, so that memory beyond the result does not grow with their number.
         want_features: False saves the last layer's output where only RGB is wanted.
         save: what is kept for a backward. "all": every layer's output. "none": the inputs alone; the backward runs the
             forward again, an image or a tile of pixels at a time, whose activations are all that it then holds. "some":
