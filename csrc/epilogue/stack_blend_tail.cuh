@@ -160,8 +160,7 @@ struct StackBlendTail : StackParts<T, kStyles> {
         this->end_chunk();
     }
 
-    /// Times the pixel's style of the next layer, in packed arithmetic: the tail's instructions come from L2's side of
-    /// the instruction caches, and their number is what it takes.
+    /// Times the pixel's style of the next layer, in packed arithmetic: half of the instructions of float32's.
     __device__ __forceinline__ void scale(uint32_t (&x)[32]) const
     {
         uint32_t weights[2][kStyles];
