@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
@@ -91,6 +92,11 @@ class PngFolder:
 
     def _first_task(self) -> None:
         assert self._pool is not None
+        if hasattr(signal, "pthread_sigmask"):
+            # of this thread; the server and its workers inherit it. A worker that is still starting when Ctrl-C comes would
+            # print a traceback. The tracker, which is started first, would take the mask off again.
+            resource_tracker.ensure_running()
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._first = self._pool.submit(os.getpid)
         except (BrokenProcessPool, RuntimeError, OSError):
