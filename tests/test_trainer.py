@@ -218,6 +218,16 @@ def test_a_second_signal_later_interrupts():
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+def test_handlers_that_something_else_took_are_set_again():
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_request() as request:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as a compiler's that is loaded later
+        request.arm()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert request.signal == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 @pytest.mark.parametrize("what", ["loss", "logged loss", "weight", "weight at a checkpoint"])
 def test_nan_stops_with_the_last_good_state(folder, tmp_path, monkeypatch, what):
     step = TrainingState.train_step

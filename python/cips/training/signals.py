@@ -7,7 +7,7 @@ import dataclasses
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 _TWICE = 1.0  # seconds within which a second signal is the first one's double
 
@@ -18,6 +18,7 @@ class StopRequest:
 
     signal: signal.Signals | None = None
     at: float = 0.0  # seconds of time.monotonic
+    arm: Callable[[], None] = lambda: None  # sets the handlers again
 
 
 @contextlib.contextmanager
@@ -40,7 +41,15 @@ def stop_request(insistent: bool = True) -> Iterator[StopRequest]:
         elif insistent and time.monotonic() - request.at > _TWICE:
             raise KeyboardInterrupt
 
-    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    def arm() -> None:
+        # Compiling with Triton puts LLVM's handlers in front of these, and LLVM's are reset to the default as they
+        # run: a second signal right behind the first would kill the process.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, note)
+
+    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    request.arm = arm
+    arm()
     try:
         yield request
     finally:

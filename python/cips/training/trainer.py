@@ -245,6 +245,7 @@ class _Run:
             mark, mark_step = time.perf_counter(), begun_at
             while state.step < config.steps and stopped_by is None:
                 trouble = self.train_step()
+                request.arm()  # a step may have compiled kernels
                 bar.step()
                 stopped_by = self.agree(request, trouble)
                 if state.step % config.log_every == 0 or state.step == config.steps:
