@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -181,6 +182,21 @@ def test_foveation_keeps_what_it_computed_and_fills_the_rest(share):
     assert found.image.isfinite().all() and found.image.shape == (3, 24, 20)
     assert round(share * 480) <= len(rows) <= round(share * 480) + 4
     assert found.draw_seconds > 0 and found.fill_seconds > 0
+
+
+def test_a_rehearsal_is_not_timed_and_changes_nothing():
+    g = make()
+    z, calls = apps.draw.latents(g, 1, 2)[0], []
+
+    def slow_at_first(*_):
+        calls.append(1)
+        time.sleep(0.3 if len(calls) == 1 else 0)
+
+    once = apps.foveate(g, z, 0.05, noise=5)
+    g.register_forward_pre_hook(slow_at_first)
+    found = apps.foveate(g, z, 0.05, noise=5, rehearse=True)
+    assert len(calls) == 2 and found.draw_seconds < 0.3
+    assert same(found.image, once.image)
 
 
 def test_filling_goes_through_a_smooth_field():

@@ -77,6 +77,7 @@ def foveate(
     size: int | tuple[int, int] | None = None,
     truncation: float = 1.0,
     noise: Noise = 0,
+    rehearse: bool = False,
 ) -> Foveation:
     """One image of which `share` of the pixels and the four corners are computed, the rest filled.
 
@@ -84,6 +85,7 @@ def foveate(
         z: the latent `[style_dim]`.
         share, gaze, sigma, seed: as in `grids.foveated`.
         size, truncation, noise: as in `Generator.forward`; each side at least 2.
+        rehearse: compute the pixels once before, so that compiling kernels is not in `draw_seconds`.
 
     Returns:
         See `Foveation`. A computed pixel is that of the full image.
@@ -100,10 +102,12 @@ def foveate(
     positions = torch.unique(torch.cat((positions, corners)), dim=0)
     points = grids.pixels(positions, shape).to(generator.w_mean.device)
     _griddata()  # its import is not timed
-    began = time.perf_counter()
-    w = generator.styles(z[None], truncation=truncation)
-    parts = [generator(w, part, input_is_w=True, noise=noise)[0].cpu() for part in points.split(strip_size(w.device))]
-    drawn = time.perf_counter()  # the copy to the CPU has waited for the device
+    for _ in range(2 if rehearse else 1):
+        began = time.perf_counter()
+        w = generator.styles(z[None], truncation=truncation)
+        strips = points.split(strip_size(w.device))
+        parts = [generator(w, strip, input_is_w=True, noise=noise)[0].cpu() for strip in strips]
+        drawn = time.perf_counter()  # the copy to the CPU has waited for the device
     image = fill(torch.cat(parts), positions, shape)
     return Foveation(image.permute(2, 0, 1), positions, drawn - began, time.perf_counter() - drawn)
 
