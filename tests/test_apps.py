@@ -145,6 +145,31 @@ def test_smooth_weights_are_linear():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", ["smooth", "hard", "ring", "none", "three at once"])
+def test_pixels_of_the_same_two_latents_are_drawn_together(monkeypatch, kind):
+    g = make()
+    w = apps.draw.styles(g, apps.draw.latents(g, 4, 1))
+    positions = apps.mask_positions((24, 20), "vertical")
+    weights = {
+        "smooth": apps.pixel_weights(positions, 4),
+        "hard": apps.pixel_weights(positions, 4, hard=True),
+        "ring": apps.ring_weights(20, 4).expand(24, -1, -1),
+        "none": torch.zeros(24, 20, 4),
+        "three at once": torch.rand(24, 20, 4, generator=torch.Generator().manual_seed(2)),
+    }[kind].double()
+    grid = grids.cylinder(24, 20) if kind == "ring" else grids.full(24, 20)
+    expected = g(w[None], grid, input_is_w=True, noise=6, blend=weights)[0]
+    monkeypatch.setitem(drawing.STRIPS, "cpu", 100 if kind == "ring" else 10_000)
+    seen = []
+    g.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1]))
+    place = {"coords": grid} if kind == "ring" else {"size": (24, 20)}
+    image = apps.draw.draw(g, w, blend=weights, noise=6, **place)
+    assert same(image, expected)
+    calls = {"smooth": [2] * 3, "hard": [2] * 3, "ring": [2] * 7, "none": [2], "three at once": [4]}
+    assert seen == calls[kind]
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("wrap", grids.WRAPS)
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_panorama_has_no_seam(wrap, count):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,7 +104,8 @@ def draw(
         w: `[style_dim]`, or W+ `[n_styles, style_dim]`; with `blend` K of them.
         size: (height, width) of the full grid; None: the generator's own.
         coords: instead of `size`, a grid `[H, W, 2]`.
-        blend: `[H, W, K]`, the weights of the K styles at each pixel.
+        blend: `[H, W, K]`, the weights of the K styles at each pixel. Where each pixel has at most two that are not
+            zero, pixels of the same two are drawn together, since the kernel of blends takes two.
         noise: an int seed, or "off".
 
     Returns:
@@ -123,6 +125,9 @@ def draw(
     else:
         height, width = coords.shape[:2]
     strip_pixels = strip_size(w.device)
+    if blend is not None and blend.shape[-1] > 2 and not (blend.count_nonzero(-1) > 2).any():
+        points = grids.full(height, width, device=w.device) if coords is None else coords
+        return _draw_by_pairs(generator, w, points, blend, strip_pixels, label, **whole)
     if height * width <= strip_pixels:
         place = {"size": (height, width)} if coords is None else {"coords": coords}
         return generator(w[None], **place, **whole, blend=blend)[0]
@@ -139,3 +144,25 @@ def draw(
             picture[:, top : top + count] = generator(w[None], strip, **whole, blend=weights)[0]
             bar.update(count)
     return picture
+
+
+def _draw_by_pairs(
+    generator: Generator, w: Tensor, coords: Tensor, blend: Tensor, strip_pixels: int, label: str, **options: Any
+) -> Tensor:
+    """The picture of a blend whose pixels have at most two weights each that are not zero."""
+    from tqdm import tqdm
+
+    height, width, count = blend.shape
+    present = (blend != 0).flatten(0, 1)
+    one = present.int().argmax(-1)
+    other = count - 1 - present.flip(-1).int().argmax(-1)
+    other = torch.where(one == other, torch.where(one == 0, 1, one - 1), other)  # any: its weight is zero
+    pairs = torch.stack((torch.minimum(one, other), torch.maximum(one, other)), -1)
+    picture = torch.empty((height * width, 3), dtype=generator.w_mean.dtype, device=w.device)
+    with tqdm(total=height * width, desc=label, unit="pixel", unit_scale=True, delay=2, leave=False) as bar:
+        for pair in pairs.unique(dim=0):
+            for pixels in (pairs == pair).all(-1).nonzero()[:, 0].split(strip_pixels):
+                points, weights = coords.flatten(0, 1)[pixels], blend.flatten(0, 1)[pixels][:, pair]
+                picture[pixels] = generator(w[pair][None], points, blend=weights, **options)[0]
+                bar.update(len(pixels))
+    return picture.T.reshape(3, height, width)
