@@ -10,9 +10,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+import tqdm
 from PIL import Image
 
 from cips import Generator, GeneratorConfig, UsageError, apps, load_generator, save_generator
+from cips.apps.draw import STRIPS
 from cips.cli import main
 from cips.commands import COMMANDS
 from cips.commands.foveate import saving
@@ -165,6 +167,18 @@ def test_foveate_shows_computed_pixels_above_and_filled_below(checkpoint, tmp_pa
 def test_the_time_saved_is_told_of_the_whole_image():
     assert saving(0.25, 1.0) == "0.750 s saved (75%)"
     assert saving(1.5, 1.0) == "0.500 s more than the whole image"
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, "sample"])
+def test_there_is_a_bar_for_what_takes_long(checkpoint, tmp_path, capsys, monkeypatch, name):
+    made = tqdm.tqdm.__init__
+    monkeypatch.setattr(tqdm.tqdm, "__init__", lambda bar, *given, delay=0, **options: made(bar, *given, **options))
+    if name in {"panorama", "blend", "upscale"}:  # of one picture
+        monkeypatch.setitem(STRIPS, "cpu", 64)
+    out = str(tmp_path / {"interpolate": "a.gif", "giga": "a.tif"}.get(name, "a.png"))
+    options = {"interpolate": ["--frames=3"], "giga": ["--size=20", "--tile=16"], "sample": ["--count=2"]}.get(name, [])
+    assert main([name, checkpoint, "--out", out, "--device=cpu", *options]) == 0
+    assert re.search(r"0%\|.*\d/\d", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -79,8 +79,11 @@ def mix(
     Raises:
         ValueError: naming the argument.
     """
+    from tqdm import tqdm
+
     config = generator.config
     groups = paper_groups(len(layer_groups(config))) if groups is None else groups
     a, b = styles(generator, torch.stack((z, other)), truncation)
     rows = [a, b, *(mixed_styles(config, a, b, chosen) for chosen in groups)]
-    return torch.stack([draw(generator, w, size=size, noise=noise) for w in rows])
+    bar = tqdm(rows, desc="mixing", unit="picture", delay=2, leave=False)
+    return torch.stack([draw(generator, w, size=size, noise=noise) for w in bar])

@@ -74,6 +74,8 @@ def run(
     rows: int,
     groups: str,
 ) -> int:
+    from tqdm import tqdm
+
     check_out(out, ".png")
     if rows < 1:
         raise UsageError(f"rows: expected an integer of at least 1, got {rows}")
@@ -83,7 +85,8 @@ def run(
     with usage_errors():
         pairs = draw.latents(generator, 2 * rows, seed).unflatten(0, (rows, 2))
         options = {"size": shape, "truncation": truncation, "noise": seeded}
-        images = torch.cat([to_uint8(mix(generator, a, b, chosen, **options)) for a, b in pairs])
+        bar = tqdm(pairs, unit="row", delay=2, leave=False)
+        images = torch.cat([to_uint8(mix(generator, a, b, chosen, **options)) for a, b in bar])
     names = ", ".join("+".join(str(group) for group in part) for part in chosen)
     grid = image_grid(images, columns=2 + len(chosen))
     return save_picture(out, grid, f"columns A, B, and A with B in groups {names}", magnify)
