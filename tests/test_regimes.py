@@ -123,6 +123,7 @@ REGIMES = {
     "mixing": {"mixing": 0.9},
     "diffaug": {"augment": "diffaug"},
     "ada": {"augment": "ada", "ada_images": 40.0, "regime": "patch", "patch": 8},
+    "all of ada": {"augment": "ada", "augment_kinds": "bgcfnc", "ada_p": 0.8, "size": "16x24"},
     "paper": {"recipe": "paper", "noise": False, "fourier_bias": False},
     "official": {"recipe": "official", "regime": "patch", "patch": 8},
 }
@@ -233,7 +234,7 @@ def test_mixing_gives_later_layers_the_other_style():
         ({"mixing": 1.5}, "mixing: expected a number from 0 to 1"),
         ({"augment": "blur"}, "augment: expected none or diffaug or ada, got 'blur'"),
         ({"augment_kinds": "colour"}, "augment_kinds: expected none with augment 'none'"),
-        ({"augment": "ada", "augment_kinds": "cutout"}, "augment_kinds: expected some of blit, geometry, colour"),
+        ({"augment": "ada", "augment_kinds": "blur"}, "augment_kinds: expected some of blit, geometry, colour"),
         ({"augment": "ada", "ada_p": 2.0}, "ada_p: expected a number from 0 to 1"),
         ({"recipe": "mine"}, "recipe: expected auto, paper or official, got 'mine'"),
         ({"lookup": "near"}, "lookup: expected exact or compat, got 'near'"),

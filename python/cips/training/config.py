@@ -18,7 +18,7 @@ from ..errors import UsageError
 from ..grids import parse_size
 from ..metrics.options import parse_metrics
 from ..stylegan2_config import StyleGAN2Config
-from .augmentation import AUGMENTATIONS, Augmentation, make_augmentation
+from .augmentation import AUGMENTATIONS, Augmentation, make_augmentation, parse_kinds
 from .recipes import AUTO, PRESET_DEFAULTS, RECIPES
 from .regimes import REGIMES, Cylinder, FullImage, Patches, Regime, check_patch, parse_stages
 
@@ -136,7 +136,9 @@ class TrainConfig:
     )
     augment: str = option("none", "change what the discriminator sees at random: 'none', 'diffaug' or 'ada'")
     augment_kinds: str | None = option(
-        None, "kinds of change, by default all: of 'colour,translation,cutout' (diffaug), of 'blit,geometry,colour' (ada)"
+        None,
+        "kinds of change: some of 'colour,translation,cutout' (diffaug; by default all), of"
+        " 'blit,geometry,colour,filter,noise,cutout' (ada; by default the first three), or a set as the paper of ada names it: 'bgcfnc'",
     )
     ada_target: float = option(0.6, "with ada: mean sign of the real logits that its probability keeps up")
     ada_images: float = option(500_000, "with ada: real images within which its probability may go from 0 to 1")
@@ -241,15 +243,7 @@ class TrainConfig:
 
     def kinds(self) -> tuple[str, ...]:
         """Kinds of augmentation."""
-        known = AUGMENTATIONS[self.augment]
-        if self.augment_kinds is None:
-            return known
-        given = tuple(part.strip() for part in self.augment_kinds.split(","))
-        if not known:
-            raise UsageError(f"augment_kinds: expected none with augment 'none', got {self.augment_kinds!r}")
-        if not set(given) <= set(known):
-            raise UsageError(f"augment_kinds: expected some of {', '.join(known)}, got {self.augment_kinds!r}")
-        return given
+        return parse_kinds(self.augment, self.augment_kinds)
 
     def resolve(self, saved: Mapping[str, Any] | None = None) -> TrainConfig:
         """The same with every "auto" and None replaced.
