@@ -74,6 +74,14 @@ def test_truncated_files_are_named_and_left_out(tmp_path, capsys):
         assert f"{name}: cannot be read as an image (" in said
 
 
+def test_pictures_beyond_pils_limit_are_named_and_left_out(tmp_path, capsys, monkeypatch):
+    folder = write_folder(tmp_path / "set", {"a.png": encoded(BASE), "b.png": encoded(noise_image(32, 32))})
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)  # twice as many are an error
+    assert train(folder, tmp_path / "run") == 0
+    said = capsys.readouterr().err
+    assert "b.png: cannot be read as an image (Image size (1024 pixels) exceeds limit of 600 pixels" in said
+
+
 def test_what_cannot_be_is_one_line_before_anything_is_written(tmp_path, capsys):
     one = write_folder(tmp_path / "one", {"a.png": encoded(BASE)})
     small = write_folder(tmp_path / "small", {"a.png": encoded(BASE), "b.png": encoded(noise_image(10, 16))})
