@@ -9,7 +9,7 @@ They add up to 1, so that gains of 1 leave an image as it is. One filter, the su
 the rows and along the columns; the image is continued by reflection.
 
 Filter and reflection together are a matrix that the rows, and another that the columns are multiplied by: a product has
-derivatives of every order, needs no padding (the filter is longer than small images are) and is summed in a fixed order.
+derivatives of every order and needs no padding (the filter is longer than small images are).
 """
 
 from __future__ import annotations
