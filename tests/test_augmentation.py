@@ -10,7 +10,16 @@ import scipy.ndimage
 import scipy.signal
 import torch
 
-from cips.training.augmentation import AUGMENTATIONS, AdaptiveAugment, Augmentation, DiffAugment, ada, diffaug
+from cips import UsageError
+from cips.training.augmentation import (
+    AUGMENTATIONS,
+    AdaptiveAugment,
+    Augmentation,
+    DiffAugment,
+    ada,
+    diffaug,
+    parse_kinds,
+)
 from cips.training.augmentation.warp import CENTRE, SYM6, Warp, bilinear, blit
 
 
@@ -233,10 +242,10 @@ def test_a_change_happens_with_its_probability(p):
     assert p or torch.allclose(found, images, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["diffaug", "ada"])
+@pytest.mark.parametrize("name", ["diffaug", "ada", *ada.KINDS[3:]])
 def test_gradients_of_both_orders(name):
     make = {"diffaug": DiffAugment, "ada": lambda: AdaptiveAugment(fixed=0.9)}
-    augment = make[name]().double()
+    augment = make.get(name, lambda: AdaptiveAugment([name], fixed=0.9))().double()
     images = pictures(2, 8, 8).requires_grad_(True)
     directions = {"fast_mode": True}  # random directions instead of every pixel
 
@@ -250,12 +259,22 @@ def test_gradients_of_both_orders(name):
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_shapes_devices_and_dtypes_stay(name):
-    make = {"none": Augmentation, "diffaug": DiffAugment, "ada": lambda: AdaptiveAugment(fixed=1.0)}
+    make = {"none": Augmentation, "diffaug": DiffAugment, "ada": lambda: AdaptiveAugment(ada.KINDS, fixed=1.0)}
     for shape in ((1, 3, 8, 8), (5, 3, 16, 32), (2, 3, 64, 16)):
         images = torch.rand(shape) * 2 - 1
         found = make[name]()(images)
         assert found.shape == shape and found.dtype == images.dtype and found.isfinite().all()
     assert torch.equal(found, images) == (name == "none")
+
+
+def test_kinds_by_name_and_by_the_papers_sets():
+    assert parse_kinds("ada", None) == parse_kinds("ada", "bgc") == ("blit", "geometry", "colour")
+    assert parse_kinds("ada", " bgcfnc ") == ("blit", "geometry", "colour", "filter", "noise", "cutout")
+    assert parse_kinds("ada", "noise, blit") == ("noise", "blit") and AdaptiveAugment(["noise", "blit"]).kinds == ("blit", "noise")
+    assert parse_kinds("diffaug", None) == ("colour", "translation", "cutout") and parse_kinds("none", None) == ()
+    for name in ("diffaug", "none"):
+        with pytest.raises(UsageError, match="augment_kinds: expected .*, got 'bgc'"):
+            parse_kinds(name, "bgc")
 
 
 def test_torchvision_agrees_on_mirrors_and_turns():

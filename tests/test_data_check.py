@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 
 from cips.cli import main
+from cips.data import open_source
+from cips.grids import parse_size
 from pictures_made import encoded, noise_image, write_folder, write_lmdb, write_tar, write_zip
 
 
@@ -96,6 +98,20 @@ def test_many_sizes_and_groups_are_cut_short_in_the_text_alone(tmp_path, capsys)
     assert len(found["sizes"]) == len(found["duplicates"]) == 12 and found["too_small"] is None
 
 
+@pytest.mark.parametrize("size, count", [("10x12", 3), ("12x10", 4), ("8X8", 0), ("1x13", 4), ("13x1", 5)])
+def test_what_is_too_small_is_what_training_refuses(tmp_path, capsys, size, count):
+    """HEIGHTxWIDTH, while `sizes` are WIDTHxHEIGHT as everywhere of pictures."""
+    shapes = [(8, 30), (12, 10), (13, 9), (10, 12), (12, 12), (14, 11), (64, 64)]  # width, height
+    path = write_folder(tmp_path / "set", {f"{k}.png": encoded(noise_image(*s, k)) for k, s in enumerate(shapes)})
+    found = report(path, capsys, f"--size={size}")
+    skipped = len(open_source(str(path), parse_size(size), too_small="skip", cache="off").skipped)
+    assert found["too_small"] == skipped == count
+    assert found["size"] == (8 if size == "8X8" else size)
+    assert main(["data", "check", str(path), "--size", size]) == 0
+    line = "  below 8     0\n" if size == "8X8" else f"  below {size} (height x width) {count}\n"
+    assert line in capsys.readouterr().out
+
+
 def test_damage_to_the_container_is_listed(tmp_path, capsys):
     path = write_tar(tmp_path / "set.tar", {f"{k}.png": encoded(noise_image(8, 8, k)) for k in range(4)})
     path.write_bytes(path.read_bytes()[: 3 * 1024 + 600])
@@ -109,6 +125,7 @@ def test_an_lmdb_is_checked_at_its_largest_size(tmp_path, capsys):
         write_lmdb(tmp_path / str(size), {"0000000": encoded(noise_image(size, size)), "length": b"1"})
     assert report(tmp_path, capsys)["sizes"] == {"16x16": 1}
     assert report(tmp_path, capsys, "--size=8")["sizes"] == {"8x8": 1}
+    assert report(tmp_path, capsys, "--size=4x12")["sizes"] == {"16x16": 1}, "as training takes it"
 
 
 def test_unusable_sources_leave_with_status_2(tmp_path, capsys):
@@ -120,7 +137,8 @@ def test_unusable_sources_leave_with_status_2(tmp_path, capsys):
         (str(tmp_path / "broken"),): "data: none of the 1 images in",
         ("earth",): "data: 'earth' is built in and needs no check",
         (str(tmp_path / "broken"), "--workers=0"): "workers: expected an integer of at least 1, got 0",
-        (str(tmp_path / "broken"), "--size=0"): "size: expected an integer of at least 1, got 0",
+        (str(tmp_path / "broken"), "--size=0"): "size: expected a number of at least 1 or HEIGHTxWIDTH, got '0'",
+        (str(tmp_path / "broken"), "--size=8by8"): "size: expected a number of at least 1 or HEIGHTxWIDTH, got '8by8'",
     }.items():
         assert main(["data", "check", *arguments]) == 2
         captured = capsys.readouterr()

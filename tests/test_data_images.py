@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import struct
 import zlib
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cips import UsageError
-from cips.data import Batches, Preparation, TooSmallError, open_source
+from cips.data import Batches, Preparation, TooSmallError, check_fit, open_source
 from pictures_made import encoded, noise_image, write_folder
 
 BASE = noise_image(8, 8)
@@ -168,6 +169,30 @@ def test_images_too_small(tmp_path):
     assert len(open_source(str(tmp_path), 8, too_small="enlarge")) == 2
     with pytest.raises(UsageError, match="none of the 2 images"):
         open_source(str(tmp_path), 16, too_small="skip")
+
+
+def test_whether_images_fit_is_told_by_their_heads(tmp_path):
+    """As opening them says, but for what is damaged further down."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files = {"a.png": encoded(noise_image(12, 20)), "b.jpg": encoded(noise_image(20, 12), "JPEG", exif=exif), "c.png": b"no"}
+    path = str(write_folder(tmp_path, files))
+    for size in (8, 12, (20, 12), (12, 20), (8, 16), 13):
+        for too_small in ("refuse", "skip", "enlarge"):
+            found = []
+            for look in (check_fit, functools.partial(open_source, cache="off")):
+                try:
+                    look(path, size, too_small=too_small)
+                    found.append(None)
+                except UsageError as error:
+                    found.append(str(error))
+            fits = size in (8, 12, (20, 12)) or too_small == "enlarge"
+            assert (found[0] is None) == (found[1] is None) == fits, (size, too_small)
+            assert found[0] == found[1] or too_small == "skip"
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(whole[:100])
+    with pytest.raises(UsageError, match="a.png: is 12x20, smaller"):
+        check_fit(path, 16)
 
 
 @pytest.mark.parametrize(

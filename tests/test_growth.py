@@ -237,6 +237,28 @@ def test_a_stages_options_are_checked_before_the_first(folder, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"stages": "8:1,64:1"}, r"\d.png: is 32x32, smaller than the training size 64 \(too_small"),
+        ({"stages": "8:1,64:1", "too_small": "skip"}, "none of the 4 images .*: is 32x32, smaller than the training size 64"),
+        ({"stages": "8:1,16x64:1"}, r"is 32x32, smaller than the training size 64x16 \(width x height\)"),
+        ({"steps": 5}, "steps: expected none with stages, each of which says its own, got 5"),
+        ({"preset": "stylegan2", "width": None, "n_layers": None}, "preset: expected one of CIPS with stages, got 'stylegan2'"),
+        ({"stages": "8:1,16x32:1", "regime": "full", "patch": None}, "stages: expected the same ratio of height and width"),
+    ],
+)
+def test_what_a_later_stage_cannot_have_is_said_before_the_first(folder, tmp_path, changes, message):
+    with pytest.raises(UsageError, match=message):
+        train(staged(folder, tmp_path / "new", **changes), progress=False)
+    assert not (tmp_path / "new").exists()
+
+
+def test_images_may_be_enlarged_for_a_later_stage(folder, tmp_path):
+    train(staged(folder, tmp_path, stages="8:1,64:1", too_small="enlarge"), progress=False)
+    assert (tmp_path / "2-64" / "generator.safetensors").is_file()
+
+
 def test_the_table_of_stages(folder, tmp_path):
     grow = stage_configs(staged(folder, tmp_path, stage_table="grow", stages="8:3,16x32:2"))
     assert [c.table_size for c in grow] == [None, None] and [c.size for c in grow] == [8, "16x32"]

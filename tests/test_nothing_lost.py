@@ -166,6 +166,7 @@ def test_a_folder_that_cannot_be_made_is_named(folder, tmp_path):
         ({"rotate": True}, "rotate was False, now True"),
         ({"crop": "random"}, "crop was 'centre', now 'random'"),
         ({"seed": 1}, "seed was 0, now 1"),
+        ({"d_coords": True}, "d_coords was False, now True"),
         ({"flip": False, "d_width": 1 / 256}, "flip was True, now False; d_width was 0.001953125, now 0.00390625"),
     ],
 )

@@ -239,6 +239,29 @@ def test_the_architecture_is_the_files(tmp_path, residual):
     assert main(["train", *bigger]) == 2
 
 
+def test_a_discriminator_that_sees_coordinates_goes_on_as_one(tmp_path):
+    """Sixteen steps of the official loop without --img2dis, then four in it and here; resumed without a word, as begun."""
+    _, official = begin("official", channels=5)
+    for k, real in enumerate(images(BEFORE)):
+        torch.manual_seed(100 + k)
+        official.step(real)
+    path = tmp_path / "000016.pt"
+    torch.save(held(official), path)
+    state = fresh(str(path))
+    assert state.config.d_coords and state.discriminator.config.in_channels == 5
+    start_from(state, path)
+    step_both(state, official, images(AFTER, seed=9))
+    assert_agree(state, official)
+    with pytest.raises(UsageError, match="its discriminator has another architecture: in_channels is 5, here 3"):
+        start_from(fresh(str(path), d_coords=False), path)
+    Image.fromarray(np.zeros((SIZE, SIZE, 3), np.uint8)).save(tmp_path / "0.png")
+    options = [f"--data={tmp_path}", f"--out={tmp_path / 'run'}", f"--init={path}", "--cache=off", "--device=cpu", "--samples=1"]
+    options += [f"--size={SIZE}", "--batch=2"]
+    assert main(["train", *options, "--steps=1"]) == 0
+    path.unlink()
+    assert main(["train", *options, "--steps=2", "--resume=auto"]) == 0
+
+
 def test_other_settings_of_adam_are_told(run, tmp_path):
     saved = held(run)
     saved["g_optim"]["param_groups"][0]["lr"] = 0.5

@@ -34,9 +34,10 @@ DECAY = {"paper": 0.5 ** (BATCH / 10_000), "official": 0.5 ** (32 / 10_000)}
 
 
 class OfficialSteps:
-    """The official training loop."""
+    """The official training loop, with `--img2dis` where the discriminator has three channels and without where it has five."""
 
     def __init__(self, recipe: str, generator: OfficialGenerator, discriminator: dict[str, torch.Tensor]) -> None:
+        self.img2dis = discriminator["convs.0.0.weight"].shape[1] == 3
         self.g = generator.train()
         # pairs, since of a mapping the keys would be sorted
         self.d = nn.ParameterDict([(k.replace(".", "/"), v.clone()) for k, v in discriminator.items() if "kernel" not in k])
@@ -57,10 +58,14 @@ class OfficialSteps:
         noise = [normal(seed, k, BATCH, SIZE * SIZE, points).view(BATCH, 1, SIZE, SIZE) for k in range(layers)]
         return self.g(full_grid(SIZE, SIZE).expand(BATCH, -1, -1, -1), z, torch.stack(noise))
 
+    def stack(self, images: torch.Tensor) -> torch.Tensor:
+        return images if self.img2dis else torch.cat((images, full_grid(SIZE, SIZE).expand(BATCH, -1, -1, -1)), 1)
+
     def step(self, real: torch.Tensor) -> dict[str, float]:
         losses = {}
+        real = self.stack(real)
         with torch.no_grad():
-            fake = self.fakes()
+            fake = self.stack(self.fakes())
         fake_pred, real_pred = self.logits(fake), self.logits(real)
         d_loss = F.softplus(-real_pred).mean() + F.softplus(fake_pred).mean()
         self.d_optimizer.zero_grad()
@@ -76,7 +81,7 @@ class OfficialSteps:
             (10 / 2 * r1 * 16 + 0 * real_pred[0]).backward()
             self.d_optimizer.step()
             losses["r1"] = r1.item()
-        g_loss = F.softplus(-self.logits(self.fakes())).mean()
+        g_loss = F.softplus(-self.logits(self.stack(self.fakes()))).mean()
         self.g_optimizer.zero_grad()
         g_loss.backward()
         self.g_optimizer.step()
@@ -88,14 +93,14 @@ class OfficialSteps:
         return losses
 
 
-def begin(recipe: str) -> tuple[TrainingState, OfficialSteps]:
-    """Our state and the official one, from the same weights."""
+def begin(recipe: str, channels: int = 3) -> tuple[TrainingState, OfficialSteps]:
+    """Our state and the official one, from the same weights, with a discriminator of colours, or of coordinates too."""
     torch.manual_seed(0)
     official = OfficialGenerator(SIZE, (8, 8, 8, 8), fourier=8, table=8, style_dim=DIM, mapping=2)
     for key, p in official.named_parameters():
         if "modulation.bias" in key:
             nn.init.ones_(p)
-    d_state = {k: v if "weight" in k or "kernel" in k else torch.zeros_like(v) for k, v in make(seed=1).items()}
+    d_state = {k: v if "weight" in k or "kernel" in k else torch.zeros_like(v) for k, v in make(channels=channels, seed=1).items()}
     generator, discriminator = Generator.from_official(official.state_dict()), Discriminator.from_official(d_state)
 
     class Given(TrainConfig):
@@ -105,7 +110,7 @@ def begin(recipe: str) -> tuple[TrainingState, OfficialSteps]:
         def discriminator_config(self):
             return discriminator.config
 
-    config = Given(size=SIZE, batch=BATCH, device="cpu", preset="paper", recipe=recipe)
+    config = Given(size=SIZE, batch=BATCH, device="cpu", preset="paper", recipe=recipe, d_coords=channels == 5)
     state = TrainingState(config.resolve())
     for module, source in (
         (state.generator, generator),
@@ -116,9 +121,9 @@ def begin(recipe: str) -> tuple[TrainingState, OfficialSteps]:
     return state, OfficialSteps(recipe, official, d_state)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_twenty_steps_are_the_official_ones(recipe):
-    state, official = begin(recipe)
+@pytest.mark.parametrize("recipe, channels", [*((recipe, 3) for recipe in RECIPES), ("official", 5)])
+def test_twenty_steps_are_the_official_ones(recipe, channels):
+    state, official = begin(recipe, channels)
     start = {key: value.clone() for key, value in state.generator.to_official().items()}
     images = torch.rand(STEPS, BATCH, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(2)) * 2 - 1
     for k in range(STEPS):

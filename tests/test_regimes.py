@@ -123,6 +123,9 @@ REGIMES = {
     "mixing": {"mixing": 0.9},
     "diffaug": {"augment": "diffaug"},
     "ada": {"augment": "ada", "ada_images": 40.0, "regime": "patch", "patch": 8},
+    "all of ada": {"augment": "ada", "augment_kinds": "bgcfnc", "ada_p": 0.8, "size": "16x24"},
+    "coordinates": {"d_coords": True, "size": "8x16"},
+    "coordinates of patches": {"d_coords": True, "regime": "patch", "patch": 8, "dilation": 2, "size": "16x24"},
     "paper": {"recipe": "paper", "noise": False, "fourier_bias": False},
     "official": {"recipe": "official", "regime": "patch", "patch": 8},
 }
@@ -141,7 +144,7 @@ def test_both_halves_of_a_step_see_the_same_places(name, monkeypatch):
         return forward(self, z, coords, **how)
 
     def look(self, images):
-        judged.append(tuple(images.shape))
+        judged.append(images)
         return judge(self, images)
 
     monkeypatch.setattr(Generator, "forward", generate)
@@ -150,11 +153,16 @@ def test_both_halves_of_a_step_see_the_same_places(name, monkeypatch):
     before = {key: p.detach().clone() for key, p in state.generator.named_parameters()}
     metrics = state.train_step(torch.rand(4, 3, height, width) * 2 - 1)
     expected = (8, 8) if config.regime == "patch" else (height, width)
-    assert set(judged) == {(4, 3, *expected)} and len(judged) == 4, "fake, real, R1, fake"
+    channels = 5 if config.d_coords else 3
+    assert {tuple(each.shape) for each in judged} == {(4, channels, *expected)} and len(judged) == 4, "fake, real, R1, fake"
     assert len(asked) == 2
     (first, how), (second, _) = asked
     assert (first is None) == (second is None) == (config.regime == "full")
     assert first is None or (first is second and first.shape == (4, *expected, 2))
+    if config.d_coords:
+        places = grids.full(height, width) if first is None else first
+        for each in judged:
+            assert torch.equal(each[:, 3:], places.movedim(-1, -3).expand(4, -1, -1, -1)), "x, then y"
     assert how["noise"] == ("off" if name == "paper" else "fresh")
     assert how["lookup"] == ("compat" if name == "official" else "exact")
     assert all(value.isfinite() for value in metrics.values())
@@ -233,7 +241,8 @@ def test_mixing_gives_later_layers_the_other_style():
         ({"mixing": 1.5}, "mixing: expected a number from 0 to 1"),
         ({"augment": "blur"}, "augment: expected none or diffaug or ada, got 'blur'"),
         ({"augment_kinds": "colour"}, "augment_kinds: expected none with augment 'none'"),
-        ({"augment": "ada", "augment_kinds": "cutout"}, "augment_kinds: expected some of blit, geometry, colour"),
+        ({"augment": "ada", "augment_kinds": "blur"}, "augment_kinds: expected some of blit, geometry, colour"),
+        ({"augment": "ada", "d_coords": True}, "augment: expected none with d_coords, .*, got 'ada'"),
         ({"augment": "ada", "ada_p": 2.0}, "ada_p: expected a number from 0 to 1"),
         ({"recipe": "mine"}, "recipe: expected auto, paper or official, got 'mine'"),
         ({"lookup": "near"}, "lookup: expected exact or compat, got 'near'"),

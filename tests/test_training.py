@@ -109,14 +109,15 @@ class ByHand:
         self.step += 1
 
 
-def test_steps_are_those_written_out_by_hand():
+@pytest.mark.parametrize("size", [8, "8x16"])
+def test_steps_are_those_written_out_by_hand(size):
     torch.manual_seed(0)
-    state = TrainingState(TrainConfig(**TINY, r1=3.0, r1_every=2, ema_decay=0.9).resolve())
+    state = TrainingState(TrainConfig(**{**TINY, "size": size}, r1=3.0, r1_every=2, ema_decay=0.9).resolve())
     for module in (state.generator, state.discriminator, state.average.module):
         module.double()
     hand = ByHand(state, 3.0, 2)
     start = {name: p.detach().clone() for name, p in state.generator.named_parameters()}
-    images = torch.rand(12, 3, 8, 8, dtype=torch.float64) * 2 - 1
+    images = torch.rand(12, 3, *state.config.image_size, dtype=torch.float64) * 2 - 1
     for step in range(5):
         real = images[2 * step : 2 * step + 4]
         torch.manual_seed(100 + step)

@@ -47,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ArgumentError as error:
         print(f"cips: error: {' '.join(str(error).split())} (see cips --help)", file=sys.stderr)
         return 2
+    except UnicodeDecodeError as error:
+        print(f"cips: error: config: expected a YAML or JSON file, got one that is no text ({error})", file=sys.stderr)
+        return 2
     name = options.pop("subcommand")
     own = {"train": _train, "info": _info, "convert": _convert, "data": data_command.run}
     own |= {"sample": sample.run, "eval": evaluate.run}

@@ -151,15 +151,16 @@ class DiscriminatorConfig:
     def __post_init__(self) -> None:
         height, width = (self.size, self.size) if isinstance(self.size, int) else grids.as_size(self.size)
         shorter, longer = sorted((height, width))
+        shown = height if height == width else (height, width)
         if shorter < 8 or shorter & (shorter - 1):
             among = "" if height == width else " as the shorter side"
-            raise ValueError(f"size: expected a power of two of at least 8{among}, got {self.size!r}")
+            raise ValueError(f"size: expected a power of two of at least 8{among}, got {shown}")
         if longer % (shorter // 4):
             raise ValueError(
                 f"size: expected a longer side that is a multiple of {shorter // 4}, a quarter of the shorter one, "
-                f"got {self.size!r}"
+                f"got {shown}"
             )
-        object.__setattr__(self, "size", height if height == width else (height, width))
+        object.__setattr__(self, "size", shown)
         if self.in_channels < 1:
             raise ValueError(f"in_channels: expected an integer of at least 1, got {self.in_channels!r}")
         if not self.width > 0:

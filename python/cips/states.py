@@ -43,6 +43,8 @@ def read_torch_file(path: str | os.PathLike[str], what: str, *, lazy: bool = Fal
                 f"it holds more than tensors and numbers, {refused[1]}, and is not read since that could run code;"
                 " save its state dicts alone"
             )
+        elif "weights_only" in text:  # torch's advice here, to read it in a way that runs code, is not ours
+            reason = "torch.save has not written it, or it is damaged"
         else:
             reason = text.splitlines()[0] if text else type(error).__name__
         raise UsageError(f"{path}: not a whole {what} ({reason})") from error

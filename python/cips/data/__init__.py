@@ -5,7 +5,7 @@ from __future__ import annotations
 from .augment import augment
 from .batches import Batches
 from .cache import Decoded, cache_folder, decoded_images
-from .catalog import open_source
+from .catalog import check_fit, open_source
 from .container import Container
 from .decode import to_rgb
 from .earth import EarthCrops
@@ -33,6 +33,7 @@ __all__ = [
     "ZipFiles",
     "augment",
     "cache_folder",
+    "check_fit",
     "data_name",
     "decoded_images",
     "normalise",

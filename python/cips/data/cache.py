@@ -211,10 +211,7 @@ def _decode(
         for name, result in in_order(container, lambda k: preparation(container.read(k)), workers):
             bar.update()
             if isinstance(result, TooSmallError) and preparation.too_small == "refuse":
-                raise UsageError(
-                    f"{container.path}/{name}: {result} "
-                    "(too_small: 'skip' leaves such images out, 'enlarge' scales them)"
-                ) from result
+                raise refusal(container, name, result) from result
             if isinstance(result, Exception):
                 skipped.append((name, reason_of(result)))
                 continue
@@ -227,6 +224,12 @@ def _decode(
             f"data: none of the {len(container)} images in {container.path} can be used; {name}: {why}"
         )
     return names, np.array(shapes, np.int64).reshape(-1, 2), skipped
+
+
+def refusal(container: Container, name: str, error: TooSmallError) -> UsageError:
+    """What is raised of an image that is too small, where those are refused."""
+    hint = "(too_small: 'skip' leaves such images out, 'enlarge' scales them)"
+    return UsageError(f"{container.path}/{name}: {error} {hint}")
 
 
 def reason_of(error: Exception) -> str:

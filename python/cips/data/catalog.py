@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from ..errors import UsageError
 from ..grids import as_size
-from .cache import Say, decoded_images
+from .cache import Say, decoded_images, default_workers, in_order, refusal
+from .decode import upright_size
 from .earth import EarthCrops
-from .prepare import Preparation
+from .prepare import Preparation, TooSmallError
 from .recognise import EARTH, data_name, open_container
 from .source import ImageSource
 from .stored import StoredImages
@@ -56,3 +57,43 @@ def open_source(
         if len(decoded.skipped) > LISTED:
             say(f"  and {len(decoded.skipped) - LISTED} more; see cips data check {name}")
     return StoredImages(decoded, preparation.size, data_name(name))
+
+
+def check_fit(
+    name: str,
+    size: int | tuple[int, int],
+    *,
+    crop: str = "centre",
+    load_size: int | None = None,
+    too_small: str = "refuse",
+    workers: int | None = None,
+) -> None:
+    """Whether the images called `name` can serve a size that they are to be used at later: their heads are read, nothing
+    is decoded or kept.
+
+    Args:
+        name, size, crop, load_size, too_small, workers: as in `open_source`.
+
+    Raises:
+        UsageError: one is too small and is not to be, or none is left; nothing known lies there.
+    """
+    preparation = Preparation(size, crop, load_size, too_small)
+    if name == EARTH:
+        EarthCrops(preparation.size)
+        return
+    with open_container(name, max(as_size(size))) as container:
+        left, small = 0, None
+        heads = in_order(container, lambda k: upright_size(container.read(k)), workers or default_workers())
+        for file, found in heads:
+            if isinstance(found, Exception):  # will be skipped
+                continue
+            try:
+                preparation.check_size(*found)
+            except TooSmallError as error:
+                if too_small == "refuse":
+                    raise refusal(container, file, error) from error
+                small = f"{file}: {error}"
+            else:
+                left += 1
+        if small is not None and not left:
+            raise UsageError(f"data: none of the {len(container)} images in {container.path} can be used; {small}")

@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ..errors import UsageError
+from ..grids import as_size
 from .cache import default_workers, in_order, reason_of
 from .container import Container
 from .decode import has_alpha, open_image, orientation, to_rgb
@@ -22,14 +23,14 @@ class Report:
 
     Attributes:
         path, kind: of the container.
-        size: the training size asked about, or None.
+        size: the training size asked about, as `--size` spells it: a number for squares, or "HEIGHTxWIDTH"; or None.
         files: images by their ending, sound or not.
         usable: images that can be decoded and have a way to RGB.
         bytes: of all encoded images that could be read.
         sizes: number of images by "WIDTHxHEIGHT", upright, the most common first.
         formats, modes: number of images by PIL's names, the most common first.
         alpha, turned, animated: images with transparency, turned by EXIF, of several frames.
-        too_small: images whose shorter side is below `size`; None where no size was asked about.
+        too_small: images that `size` does not fit into; None where no size was asked about.
         duplicates: names of images with the same pixels once they are upright RGB, group by group.
         broken: (name, reason) of what training would skip.
         others: number of other files by ending.
@@ -37,7 +38,7 @@ class Report:
 
     path: str
     kind: str
-    size: int | None
+    size: int | str | None
     files: int
     usable: int = 0
     bytes: int = 0
@@ -62,7 +63,8 @@ class Report:
         rest = f", {len(self.sizes) - len(shown)} other sizes" if len(self.sizes) > len(shown) else ""
         lines.append(f"  sizes       {_counts(dict(shown))}{rest}")
         if self.too_small is not None:
-            lines.append(f"  below {self.size:<6d}{self.too_small}")
+            which = " (height x width)" if isinstance(self.size, str) else ""
+            lines.append(f"  {f'below {self.size}{which}':11s} {self.too_small}")
         lines.append(f"  formats     {_counts(self.formats)}")
         lines.append(f"  modes       {_counts(self.modes)}")
         for name, count in (("alpha", self.alpha), ("EXIF-turned", self.turned), ("animated", self.animated)):
@@ -92,12 +94,14 @@ class _Finding:
     digest: bytes
 
 
-def check(container: Container, *, size: int | None = None, workers: int | None = None) -> Report:
+def check(
+    container: Container, *, size: int | tuple[int, int] | None = None, workers: int | None = None
+) -> Report:
     """Decodes every image of an open container.
 
     Args:
         container: from `open_container`.
-        size: of the training images, to count those too small for it.
+        size: of the training images, one number or (height, width), to count those too small for it.
         workers: threads; None: one a processor.
 
     Raises:
@@ -105,10 +109,14 @@ def check(container: Container, *, size: int | None = None, workers: int | None 
     """
     from tqdm import tqdm
 
-    for name, value in (("size", size), ("workers", workers)):
-        if value is not None and value < 1:
-            raise UsageError(f"{name}: expected an integer of at least 1, got {value}")
-    report = Report(str(container.path), container.kind, size, len(container), broken=list(container.damage))
+    if workers is not None and workers < 1:
+        raise UsageError(f"workers: expected an integer of at least 1, got {workers}")
+    try:
+        height, width = (0, 0) if size is None else as_size(size)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    shown = None if size is None else height if height == width else f"{height}x{width}"
+    report = Report(str(container.path), container.kind, shown, len(container), broken=list(container.damage))
     sizes, formats, modes = Counter(), Counter(), Counter()
     groups: dict[bytes, list[str]] = defaultdict(list)
     results = in_order(container, lambda k: _examine(container.read(k)), workers or default_workers())
@@ -128,7 +136,7 @@ def check(container: Container, *, size: int | None = None, workers: int | None 
     report.sizes = {f"{width}x{height}": count for (width, height), count in _ordered(sizes)}
     report.formats, report.modes = dict(_ordered(formats)), dict(_ordered(modes))
     if size is not None:
-        report.too_small = sum(count for shape, count in sizes.items() if min(shape) < size)
+        report.too_small = sum(count for (w, h), count in sizes.items() if w < width or h < height)
     report.duplicates = [group for group in groups.values() if len(group) > 1]
     endings = Counter(PurePosixPath(name).suffix.lower() or "no ending" for name in container.others)
     report.others = dict(_ordered(endings))

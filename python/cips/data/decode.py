@@ -54,6 +54,18 @@ def open_image(data: bytes) -> Image.Image:
     return image
 
 
+def upright_size(data: bytes) -> tuple[int, int]:
+    """(width, height) of an encoded image once it is upright, from the head of the file alone where its format allows.
+
+    Raises:
+        Exception: of any kind, where it is no image or its head is damaged.
+    """
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(data))
+    return image.size[::-1] if orientation(image) >= 5 else image.size
+
+
 def orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8; 1 where there is none or its EXIF cannot be read."""
     try:

@@ -74,16 +74,26 @@ class Preparation:
             image = image.crop((left, top, left + width, top + height))
         return np.asarray(image)
 
+    def check_size(self, width: int, height: int) -> int:
+        """The shorter side at which a picture of this size only just covers the training size.
+
+        Raises:
+            TooSmallError: too small, and `too_small` is not "enlarge".
+        """
+        high, wide = as_size(self.size)
+        shorter = min(width, height)
+        least = max(-(-high * shorter // height), -(-wide * shorter // width))
+        if shorter < least and self.too_small != "enlarge":
+            shown = str(high) if high == wide else f"{wide}x{high} (width x height)"
+            raise TooSmallError(f"is {width}x{height}, smaller than the training size {shown}")
+        return least
+
     def _scale(self, image: Image.Image) -> Image.Image:
         from PIL import Image
 
         height, width = as_size(self.size)
         shorter = min(image.size)
-        # the shorter side at which the picture only just covers the size
-        least = max(-(-height * shorter // image.height), -(-width * shorter // image.width))
-        if shorter < least and self.too_small != "enlarge":
-            shown = str(height) if height == width else f"{width}x{height} (width x height)"
-            raise TooSmallError(f"is {image.width}x{image.height}, smaller than the training size {shown}")
+        least = self.check_size(*image.size)
         limit = self.load_size or (least if self.crop == "centre" else shorter)
         target = max(min(shorter, limit), least)
         if target == shorter:

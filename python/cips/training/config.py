@@ -18,7 +18,7 @@ from ..errors import UsageError
 from ..grids import parse_size
 from ..metrics.options import parse_metrics
 from ..stylegan2_config import StyleGAN2Config
-from .augmentation import AUGMENTATIONS, Augmentation, make_augmentation
+from .augmentation import AUGMENTATIONS, Augmentation, make_augmentation, parse_kinds
 from .recipes import AUTO, PRESET_DEFAULTS, RECIPES
 from .regimes import REGIMES, Cylinder, FullImage, Patches, Regime, check_patch, parse_stages
 
@@ -96,6 +96,9 @@ class TrainConfig:
     d_width: float | None = option(
         None, "multiplier on the discriminator's channels, at most 512; 1 is StyleGAN2's"
     )
+    d_coords: bool | None = option(
+        None, "show the discriminator each pixel's (x, y) beside its colours, as the official code does without --img2dis; by default not"
+    )
     device: str = option(AUTO, "'cuda', 'cpu', ...; 'auto' takes a GPU if there is one")
     dtype: str = option(AUTO, "arithmetic: 'float32' or 'bfloat16'; 'auto' takes bfloat16 on a GPU")
     backend: str = option(AUTO, "of the fused stack, see python -m cips_kernels.env")
@@ -136,7 +139,9 @@ class TrainConfig:
     )
     augment: str = option("none", "change what the discriminator sees at random: 'none', 'diffaug' or 'ada'")
     augment_kinds: str | None = option(
-        None, "kinds of change, by default all: of 'colour,translation,cutout' (diffaug), of 'blit,geometry,colour' (ada)"
+        None,
+        "kinds of change: some of 'colour,translation,cutout' (diffaug; by default all), of"
+        " 'blit,geometry,colour,filter,noise,cutout' (ada; by default the first three), or a set as the paper of ada names it: 'bgcfnc'",
     )
     ada_target: float = option(0.6, "with ada: mean sign of the real logits that its probability keeps up")
     ada_images: float = option(500_000, "with ada: real images within which its probability may go from 0 to 1")
@@ -227,6 +232,8 @@ class TrainConfig:
                 raise UsageError(f"patch: expected a power of two of at least 8, got {self.patch}")
             if self.stages is None:
                 check_patch(size, self.patch, self.sigmas())
+        if self.d_coords and self.augment != "none":
+            raise UsageError(f"augment: expected none with d_coords, whose coordinates would not move along, got {self.augment!r}")
         if self.turn is not None and self.turn < width and self.stages is None:
             raise UsageError(f"turn: expected at least the image's width of {width} columns, got {self.turn}")
         if self.stages is not None:
@@ -241,15 +248,7 @@ class TrainConfig:
 
     def kinds(self) -> tuple[str, ...]:
         """Kinds of augmentation."""
-        known = AUGMENTATIONS[self.augment]
-        if self.augment_kinds is None:
-            return known
-        given = tuple(part.strip() for part in self.augment_kinds.split(","))
-        if not known:
-            raise UsageError(f"augment_kinds: expected none with augment 'none', got {self.augment_kinds!r}")
-        if not set(given) <= set(known):
-            raise UsageError(f"augment_kinds: expected some of {', '.join(known)}, got {self.augment_kinds!r}")
-        return given
+        return parse_kinds(self.augment, self.augment_kinds)
 
     def resolve(self, saved: Mapping[str, Any] | None = None) -> TrainConfig:
         """The same with every "auto" and None replaced.
@@ -283,7 +282,7 @@ class TrainConfig:
             # what the preset says goes before what its recipe says, but not before one that was asked for
             if value is not None and (self.recipe == AUTO or name not in by_default):
                 by_default[name] = value
-        by_default["recipe"] = recipe_name
+        by_default |= {"recipe": recipe_name, "d_coords": False}
         names = {field.name for field in dataclasses.fields(self)}
         filled = {n: v for n, v in by_default.items() if n in names and getattr(self, n) in (None, AUTO)}
         if self.regime == "cylinder" and self.turn is None:
@@ -323,7 +322,7 @@ class TrainConfig:
         """The discriminator's architecture (of resolved options)."""
         assert self.d_width is not None, "resolve() fills it in"
         seen = self.image_size if self.regime != "patch" else (self.patch, self.patch)
-        return DiscriminatorConfig(size=seen, width=self.d_width)
+        return DiscriminatorConfig(size=seen, in_channels=5 if self.d_coords else 3, width=self.d_width)
 
     def make_regime(self, device: torch.device) -> Regime:
         """What the discriminator sees (of resolved options)."""

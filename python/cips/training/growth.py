@@ -78,7 +78,9 @@ def with_its_architecture(config: TrainConfig) -> TrainConfig:
     if not is_official_training(state):
         return config
     generator, discriminator = official_architectures(config.init, state)
-    chosen = dataclasses.replace(config, preset="official", d_width=config.d_width or discriminator.width)
+    d_coords = discriminator.in_channels == 5 if config.d_coords is None else config.d_coords
+    d_width = config.d_width or discriminator.width
+    chosen = dataclasses.replace(config, preset="official", d_width=d_width, d_coords=d_coords)
     size = generator.table_size or generator.size
     if generator == dataclasses.replace(presets["official"], size=size):
         return chosen

@@ -47,6 +47,10 @@ def find_start(config: TrainConfig) -> tuple[TrainConfig, dict[str, Any] | None,
     """
     if config.resume not in ("never", "auto"):
         path = Path(config.resume)
+        if path.is_dir():
+            raise UsageError(f"resume: {path} is a folder; --resume auto --out {path} goes on with the run in it")
+        if not path.is_file():
+            raise UsageError(f"resume: {path}: no such file; expected auto, never or a run's checkpoints/step-*.pt")
         saved = checkpoint.load_training(path)
         if config.out is None and path.resolve().parent.name == "checkpoints":
             config = dataclasses.replace(config, out=str(path.parent.parent))

@@ -14,6 +14,7 @@ from ..architectures import make_generator
 from ..checkpoint import load_state
 from ..discriminator import Discriminator
 from ..errors import UsageError
+from ..grids import full
 from .config import DTYPES, TrainConfig
 from .ema import AveragedModel
 from .losses import discriminator_loss, every_parameter, generator_loss, r1_penalty
@@ -24,7 +25,7 @@ from .world import World
 # What must agree between a checkpoint and the run that goes on from it: the networks, and which images a step sees.
 FIXED = (
     "data", "size", "batch", "seed", "flip", "rotate", "crop", "load_size", "too_small", "preset", "width", "n_layers",
-    "architecture", "d_width", "regime", "patch", "turn", "table_size", "fourier_bias",
+    "architecture", "d_width", "d_coords", "regime", "patch", "turn", "table_size", "fourier_bias",
 )  # fmt: skip
 # What never alters what is learnt. Every other option may change too, and the run says so.
 FREE = (
@@ -79,6 +80,7 @@ class TrainingState:
         assert config.ema_decay is not None, "resolve() fills it in"
         self.average = AveragedModel(self.generator, config.ema_decay)
         self.regime = config.make_regime(self.device)
+        self.grid = full(*self.regime.seen, self.device) if config.d_coords else None
         self.augment = config.make_augmentation().to(self.device)
         self.mixing = StyleMixing(self.generator.config, config.mixing, self.device) if config.mixing else None
         assert config.lr is not None and config.g_lazy_every is not None and config.r1_every is not None
@@ -143,8 +145,18 @@ class TrainingState:
         w = self.generator.styles(self.latents(2 * len(seen)))
         return self.generator(self.mixing(*w.chunk(2)), coords, input_is_w=True, **how)
 
+    def with_coords(self, images: Tensor, seen: Sight) -> Tensor:
+        """What the discriminator is shown of images `[B, 3, h, w]`: themselves, or with `d_coords` each pixel's (x, y) as
+        two more channels, the same for real and generated ones.
+        """
+        if self.grid is None:
+            return images
+        coords = self.grid if seen.coords is None else seen.coords
+        planes = coords.movedim(-1, -3).to(images.dtype).expand(len(images), -1, -1, -1)
+        return torch.cat((images, planes), 1)
+
     def judge(self, images: Tensor) -> Tensor:
-        """The discriminator's logits of images, augmented."""
+        """The discriminator's logits of what it is shown, augmented."""
         return self.discriminator(self.augment(images))
 
     def _discriminator_step(self, seen: Sight) -> dict[str, Tensor]:
@@ -153,8 +165,8 @@ class TrainingState:
 
         def loss_of(seen: Sight) -> tuple[Tensor, dict[str, Tensor]]:
             with torch.no_grad():
-                fake = self.fakes(seen)
-            fake_logits, real_logits = self.judge(fake), self.judge(seen.real)
+                fake = self.with_coords(self.fakes(seen), seen)
+            fake_logits, real_logits = self.judge(fake), self.judge(self.with_coords(seen.real, seen))
             judged.append(real_logits.detach())
             loss = discriminator_loss(real_logits, fake_logits)
             return loss, {"d_loss": loss, "real_logit": real_logits.mean(), "fake_logit": fake_logits.mean()}
@@ -165,7 +177,8 @@ class TrainingState:
 
     def _r1_step(self, seen: Sight) -> Tensor:
         def loss_of(seen: Sight) -> tuple[Tensor, dict[str, Tensor]]:
-            images = seen.real.detach().requires_grad_(True)
+            # coordinates included, as in the official code
+            images = self.with_coords(seen.real, seen).detach().requires_grad_(True)
             penalty = r1_penalty(self.judge(images), images)
             # times r1_every: a penalty seen so seldom weighs as if it were seen at every step
             weighed = self.config.r1 / 2 * penalty * self.config.r1_every
@@ -177,7 +190,7 @@ class TrainingState:
         self.discriminator.requires_grad_(False)
 
         def loss_of(seen: Sight) -> tuple[Tensor, dict[str, Tensor]]:
-            loss = generator_loss(self.judge(self.fakes(seen)))
+            loss = generator_loss(self.judge(self.with_coords(self.fakes(seen), seen)))
             return loss, {"g_loss": loss}
 
         return self._descend(self.g_optimizer, seen, loss_of, self.generator)["g_loss"]

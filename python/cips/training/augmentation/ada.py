@@ -8,8 +8,11 @@ Every change happens to an image with probability p, independently of the others
                with probability p there is at least one
     colour     brightness + N(0, 0.2^2); contrast x 2^N(0, 0.5^2); mirror the brightness (I - 2 v v^T, v = (1, 1, 1) /
                sqrt 3); rotate the hue about v by U(-pi, pi); saturation x 2^N(0, 1)
+    filter     four bands of frequencies, each x 2^N(0, 1), the expected power kept (`bands`)
+    noise      + N(0, s^2) a pixel and channel, s = |N(0, 0.1^2)|
+    cutout     zeros in a rectangle of half the sides, its centre anywhere (`corruption`)
 
-These are the paper's "bgc", which it found to be best; its filtering, noise and cutout are not here. p starts at 0 and is
+The first three are the paper's "bgc", which it found to be best, and the default; all six its "bgcfnc". p starts at 0 and is
 adapted: every fourth time that logits are seen, which is once a step, it moves by a fixed amount up or down, as r_t = E[sign D(real)] lies above or below the target.
 """
 
@@ -22,10 +25,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .bands import Bands, band_gains
 from .base import Augmentation, happens
+from .corruption import cutout, noise
 from .warp import Warp, blit
 
-KINDS = ("blit", "geometry", "colour")
+KINDS = ("blit", "geometry", "colour", "filter", "noise", "cutout")
+DEFAULT = KINDS[:3]
+SETS = {name: KINDS[: len(name)] for name in ("bg", "bgc", "bgcf", "bgcfn", "bgcfnc")}  # the paper's names of several
 ADAPT_EVERY = 4  # calls of `observe`: one a step, or one a part of a batch that is computed in parts
 
 
@@ -48,7 +55,7 @@ class AdaptiveAugment(Augmentation):
 
     def __init__(
         self,
-        kinds: Sequence[str] = KINDS,
+        kinds: Sequence[str] = DEFAULT,
         *,
         target: float = 0.6,
         images: float = 500_000,
@@ -61,7 +68,7 @@ class AdaptiveAugment(Augmentation):
         start = torch.full((), 0.0 if fixed is None else float(fixed))
         self.register_buffer("probability", start, persistent=fixed is None)
         self.register_buffer("tally", torch.zeros(3, dtype=torch.float64), persistent=fixed is None)
-        self.warp = Warp()
+        self.warp, self.bands = Warp(), Bands()
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[2:]
@@ -73,6 +80,12 @@ class AdaptiveAugment(Augmentation):
             matrix = colours(self.probability, len(images)).to(images.dtype)
             mixed = torch.einsum("boc,bchw->bohw", matrix[:, :3, :3], images)
             images = mixed + matrix[:, :3, 3, None, None]
+        if "filter" in self.kinds:
+            images = self.bands(images, band_gains(self.probability, len(images)))
+        if "noise" in self.kinds:
+            images = noise(images, self.probability)
+        if "cutout" in self.kinds:
+            images = cutout(images, self.probability)
         return images
 
     @torch.no_grad()
