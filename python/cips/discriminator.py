@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cips_kernels import filters
 
 from . import official_discriminator
 from .config import DiscriminatorConfig
+from .convolution import conv2d
 from .grids import as_size
 from .layers import NEGATIVE_SLOPE, EqualConv2d, EqualLinear
 from .official import read_official
@@ -54,7 +54,7 @@ class Blur(nn.Module):
             return filters.blur(x, padding=self.padding, stride=self.stride)
         channels = x.shape[1]
         kernel = self.kernel.to(x.dtype).expand(channels, 1, -1, -1)
-        return F.conv2d(x, kernel, stride=self.stride, padding=self.padding, groups=channels)
+        return conv2d(x, kernel, stride=self.stride, padding=self.padding, groups=channels)
 
     def extra_repr(self) -> str:
         return f"padding={self.padding}, stride={self.stride}"

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from cips_kernels import filters
 
+from .convolution import conv2d
+
 NEGATIVE_SLOPE = 0.2
 LRELU_GAIN = math.sqrt(2.0)
 
@@ -106,7 +108,7 @@ class EqualConv2d(nn.Module):
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """The convolution by itself, plus `bias` where one is given."""
         weight = (self.weight * self.scale).to(x.dtype)
-        return F.conv2d(x, weight, bias, stride=self.stride, padding=self.padding)
+        return conv2d(x, weight, bias, stride=self.stride, padding=self.padding)
 
     def scaled_bias(self) -> Tensor:
         """`[out]`: the bias that goes with `product`, in the parameter's dtype."""
