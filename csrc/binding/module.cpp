@@ -103,4 +103,5 @@ PYBIND11_MODULE(_cuda, module)
                "Write the gradients of the weights and styles from that of the modulated weights.");
 
     cips::bind_stack(module);
+    cips::bind_chain(module);
 }

@@ -72,9 +72,9 @@ void forward(const StackPlan& plan, uintptr_t slabs, uintptr_t records, uintptr_
              uintptr_t streamed, std::tuple<int64_t, int64_t> streamed_strides, uintptr_t coords,
              int64_t coords_batch_stride, std::tuple<int64_t, int64_t> grid, int64_t first_pixel,
              const std::string& noise_mode, uintptr_t seed, uintptr_t noise, std::tuple<int64_t, int64_t> noise_strides,
-             int64_t first_image, int64_t first_layer, uintptr_t kept, uintptr_t rgb,
-             std::tuple<int64_t, int64_t, int64_t> rgb_strides, int64_t pixels, const std::string& dtype,
-             float negative_slope, float eps, int device, uintptr_t stream)
+             int64_t first_image, int64_t first_layer, uintptr_t kept, uintptr_t activations, uintptr_t features,
+             uintptr_t signs, uintptr_t rgb, std::tuple<int64_t, int64_t, int64_t> rgb_strides, int64_t pixels,
+             const std::string& dtype, float negative_slope, float eps, int device, uintptr_t stream)
 {
     StackForward a{};
     a.slabs = pointer<const void>(slabs);
@@ -98,6 +98,9 @@ void forward(const StackPlan& plan, uintptr_t slabs, uintptr_t records, uintptr_
     a.first_image = first_image;
     a.first_layer = first_layer;
     a.kept = pointer<void>(kept);
+    a.activations = pointer<void>(activations);
+    a.features = pointer<void>(features);
+    a.signs = pointer<void>(signs);
     a.rgb = pointer<float>(rgb);
     std::tie(a.rgb_batch_stride, a.rgb_pixel_stride, a.rgb_channel_stride) = rgb_strides;
     a.pixels = pixels;
@@ -168,7 +171,8 @@ void bind_stack(py::module_& module)
              "how many a pixel's style is a blend of; 0: one an image.")
         .def_readonly("slab_bytes", &StackPlan::slab_bytes, "Bytes of an image's slabs.")
         .def_property_readonly("fourier_floats", &StackPlan::fourier_floats, "Floats of packed Fourier weights.")
-        .def_readonly("record_bytes", &StackPlan::record_bytes, "Bytes of an image's records.");
+        .def_readonly("record_bytes", &StackPlan::record_bytes, "Bytes of an image's records.")
+        .def("sign_bytes", &StackPlan::sign_bytes, py::arg("pixels"), "Bytes of the signs that training keeps.");
     module.def("stack_pack", &pack, py::arg("plan"), py::kw_only(), py::arg("weights"), py::arg("styles"),
                py::arg("style_stride"), py::arg("kind_stride") = 0, py::arg("biases"), py::arg("strengths"),
                py::arg("fourier_weight"), py::arg("fourier_bias"), py::arg("slabs"), py::arg("records"),
@@ -184,8 +188,9 @@ void bind_stack(py::module_& module)
                py::arg("x"), py::arg("x_strides"), py::arg("streamed"), py::arg("streamed_strides"), py::arg("coords"),
                py::arg("coords_batch_stride"), py::arg("grid"), py::arg("first_pixel"), py::arg("noise_mode"),
                py::arg("seed"), py::arg("noise"), py::arg("noise_strides"), py::arg("first_image"),
-               py::arg("first_layer"), py::arg("kept"), py::arg("rgb"), py::arg("rgb_strides"), py::arg("pixels"),
-               py::arg("dtype"), py::arg("negative_slope"), py::arg("eps") = 0.0f, py::arg("device"), py::arg("stream"),
+               py::arg("first_layer"), py::arg("kept"), py::arg("activations") = 0, py::arg("features") = 0,
+               py::arg("signs") = 0, py::arg("rgb"), py::arg("rgb_strides"), py::arg("pixels"), py::arg("dtype"),
+               py::arg("negative_slope"), py::arg("eps") = 0.0f, py::arg("device"), py::arg("stream"),
                py::call_guard<py::gil_scoped_release>(), "The RGB sums of every pixel.");
     module.def("table_lookup", &lookup, py::kw_only(), py::arg("table"), py::arg("table_dtype"), py::arg("rows"),
                py::arg("columns"), py::arg("features"), py::arg("coords"), py::arg("coords_batch_stride"),

@@ -13,5 +13,6 @@ namespace cips {
 DType parse_dtype(const std::string& name);
 
 void bind_stack(pybind11::module_& module);
+void bind_chain(pybind11::module_& module);
 
 }  // namespace cips

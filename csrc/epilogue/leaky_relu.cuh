@@ -73,4 +73,24 @@ __device__ __forceinline__ uint32_t mul_pair<__half>(uint32_t a, uint32_t b)
     return d;
 }
 
+/// All bits of a half where its number is positive.
+template <typename T>
+__device__ __forceinline__ uint32_t positive_pair(uint32_t x);
+
+template <>
+__device__ __forceinline__ uint32_t positive_pair<__nv_bfloat16>(uint32_t x)
+{
+    uint32_t mask;
+    asm("set.gt.u32.bf16x2 %0, %1, %2;" : "=r"(mask) : "r"(x), "r"(0u));
+    return mask;
+}
+
+template <>
+__device__ __forceinline__ uint32_t positive_pair<__half>(uint32_t x)
+{
+    uint32_t mask;
+    asm("set.gt.u32.f16x2 %0, %1, %2;" : "=r"(mask) : "r"(x), "r"(0u));
+    return mask;
+}
+
 }  // namespace cips

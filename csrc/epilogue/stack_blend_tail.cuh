@@ -14,27 +14,24 @@
 namespace cips {
 
 template <typename T, int kStyles>
-struct StackBlendTail : StackParts<T, kStyles> {
+struct StackBlendTail : StackParts<T, StackShape<kStyles>> {
     static_assert(kStyles == 2, "three forms and a bias make the four floats of a channel");
-    using Parts = StackParts<T, kStyles>;
+    using Parts = StackParts<T, StackShape<kStyles>>;
     using Parts::a;
     using Parts::acc;
     using Parts::lane;
     using Parts::of_record;
     using Parts::p;
+    using Parts::thread_of_block;
     using typename Parts::Shape;
+
+    static constexpr bool kInput = true;
+    static constexpr bool kSkips = false;
+    static constexpr bool kTight = true;
 
     using Colours = float[Shape::kRgbProducts][4];  // rows g and g + 8; columns 2 t and 2 t + 1: 4 (k % 2) + c
 
     __device__ __forceinline__ StackBlendTail(const StackParams& params, uint32_t base) : Parts(params, base) {}
-
-    /// threadIdx.x, asked for anew: an address kept in a register is one too many.
-    __device__ __forceinline__ static uint32_t thread_of_block()
-    {
-        uint32_t index;
-        asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
-        return index;
-    }
 
     /// A row's weights wait in shared memory, kStyles floats.
     __device__ __forceinline__ uint32_t weights_of(int row) const
@@ -92,7 +89,7 @@ struct StackBlendTail : StackParts<T, kStyles> {
         Parts::make_input(blend);
     }
 
-    __device__ __forceinline__ void start_chunk(float, float)
+    __device__ __forceinline__ void start_chunk(const StackLayer&, int, float, float)
     {
 #pragma unroll
         for (int j = 0; j < 64; ++j) acc[j] = 0.0f;

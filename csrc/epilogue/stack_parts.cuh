@@ -9,12 +9,13 @@
 
 namespace cips {
 
-template <typename T, int kStyles>
+/// ShapeT: what lies in shared memory, StackShape or ChainShape.
+template <typename T, typename ShapeT>
 struct StackParts : StackPixels {
     using Type = T;
-    using Shape = StackShape<kStyles>;
+    using Shape = ShapeT;
 
-    const StackBarriers<Shape::kStages> bars;
+    const StackBarriers<Shape> bars;
     uint32_t chunks = 0;  // worked off so far, over all tiles: the number of the record in hand
     StackInput a;         // the layer's input, 16 registers a position
     float acc[64];
@@ -26,7 +27,7 @@ struct StackParts : StackPixels {
 
     __device__ __forceinline__ void wait_for_record() const
     {
-        mbarrier_wait(bars.record_full + 8 * (chunks & 1), chunks >> 1 & 1);
+        mbarrier_wait(bars.record_full + 8 * (chunks % Shape::kRecords), chunks / Shape::kRecords & 1);
     }
 
     __device__ __forceinline__ uint32_t parked(int step) const
@@ -36,14 +37,14 @@ struct StackParts : StackPixels {
 
     __device__ __forceinline__ uint32_t record() const
     {
-        return shared + Shape::kRecordOffset + (chunks & 1) * Shape::kRecordBytes;
+        return shared + Shape::kRecordOffset + chunks % Shape::kRecords * Shape::kRecordBytes;
     }
 
     __device__ __forceinline__ void end_chunk()
     {
         ++chunks;
         // worked out anew rather than kept, or spilled, since the wait: of the number after
-        if (lane == 0) mbarrier_arrive(bars.record_empty + 8 - 8 * (chunks & 1));
+        if (lane == 0) mbarrier_arrive(bars.record_empty + 8 * ((chunks + 1) % Shape::kRecords));
     }
 
     __device__ __forceinline__ void park(int step, const uint32_t* v) const

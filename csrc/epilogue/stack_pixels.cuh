@@ -19,6 +19,14 @@ struct StackPixels {
     {
     }
 
+    /// threadIdx.x, asked for anew: an address kept in a register is one too many.
+    __device__ __forceinline__ static uint32_t thread_of_block()
+    {
+        uint32_t index;
+        asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+        return index;
+    }
+
     /// Once a block, before the warpgroups part.
     __device__ __forceinline__ static void keep_seed(const StackParams& p, uint32_t shared)
     {

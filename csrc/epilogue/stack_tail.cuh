@@ -8,8 +8,8 @@
 namespace cips {
 
 template <typename T>
-struct StackTail : StackParts<T, 1> {
-    using Parts = StackParts<T, 1>;
+struct StackTail : StackParts<T, StackShape<1>> {
+    using Parts = StackParts<T, StackShape<1>>;
     using Parts::a;
     using Parts::acc;
     using Parts::add_colours;
@@ -26,6 +26,10 @@ struct StackTail : StackParts<T, 1> {
     using Parts::warpgroup;
     using typename Parts::Shape;
 
+    static constexpr bool kInput = true;   // layer 0 has products
+    static constexpr bool kSkips = true;   // serves residual blocks
+    static constexpr bool kTight = false;  // has no registers to spare for what comes back under the tail of layer 0
+
     float rgb[1][4];  // rows g and g + 8, colours 2 t and 2 t + 1
 
     __device__ __forceinline__ StackTail(const StackParams& params, uint32_t base) : Parts(params, base) {}
@@ -36,7 +40,7 @@ struct StackTail : StackParts<T, 1> {
     __device__ __forceinline__ void make_input() { Parts::make_input({}); }
 
     /// Accumulators start as bias + strength * noise.
-    __device__ __forceinline__ void start_chunk(float noise0, float noise1)
+    __device__ __forceinline__ void start_chunk(const StackLayer&, int, float noise0, float noise1)
     {
         wait_for_record();
         const float strength = noise_strength();

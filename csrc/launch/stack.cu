@@ -4,35 +4,18 @@
 
 #include <algorithm>
 #include <cstring>
-#include <map>
-#include <mutex>
 #include <utility>
 
 #include "kernels/stack_blend_pack.cuh"
 #include "kernels/stack_pack.cuh"
 #include "launch/cuda_guard.h"
+#include "launch/requirements.h"
+#include "launch/resident_clusters.h"
 #include "launch/stack_kernels.h"
 #include "launch/tensor_map.h"
 
 namespace cips {
 namespace {
-
-void require(bool holds, const std::string& message)
-{
-    if (!holds) throw std::invalid_argument(message);
-}
-
-void require_aligned(const void* pointer, const char* name, uintptr_t bytes)
-{
-    require(pointer != nullptr, std::string(name) + ": a null address came");
-    require(reinterpret_cast<uintptr_t>(pointer) % bytes == 0,
-            std::string(name) + ": address is not a multiple of " + std::to_string(bytes));
-}
-
-void require_half(DType dtype)
-{
-    require(dtype == DType::kBFloat16 || dtype == DType::kFloat16, "dtype: expected bfloat16 or float16");
-}
 
 template <typename T>
 void launch_pack(const StackPackParams& params, cudaStream_t stream)
@@ -49,38 +32,20 @@ void launch_pack(const StackPackParams& params, cudaStream_t stream)
     check_cuda(cudaGetLastError(), "launch of stack_pack_kernel");
 }
 
-/// Clusters that fit on a device at once, asked once for each kernel and device.
-int resident_clusters(StackForwardKernel kernel, int device)
+void launch_forward(const StackParams& params, const TensorMap& map, const StackSaved& saved, bool bfloat16, int device,
+                    cudaStream_t stream)
 {
-    static std::mutex mutex;
-    static std::map<std::pair<StackForwardKernel, int>, int> known;
-    const std::lock_guard<std::mutex> lock(mutex);
-    if (const auto found = known.find({kernel, device}); found != known.end()) return found->second;
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kStackSharedBytes),
-               "cudaFuncSetAttribute of the on-chip stack");
-    int multiprocessors = 0, clusters = 0;
-    check_cuda(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
-               "cudaDeviceGetAttribute");
-    cudaLaunchAttribute attribute{};
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim = {kCluster, 1, 1};
-    cudaLaunchConfig_t config{};
-    config.gridDim = multiprocessors / kCluster * kCluster;
-    config.blockDim = kStackThreads;
-    config.dynamicSmemBytes = kStackSharedBytes;
-    config.attrs = &attribute;
-    config.numAttrs = 1;
-    check_cuda(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config),
-               "cudaOccupancyMaxActiveClusters of the on-chip stack");
-    if (clusters < 1) throw std::runtime_error("the on-chip stack: no cluster fits on the device");
-    return known[{kernel, device}] = clusters;
-}
-
-void launch_forward(const StackParams& params, const TensorMap& map, bool bfloat16, int device, cudaStream_t stream)
-{
-    const StackForwardKernel kernel = params.blend != nullptr ? stack_blend_kernel(bfloat16) : stack_kernel(bfloat16);
-    const int64_t clusters = std::min<int64_t>(resident_clusters(kernel, device), params.units);
-    kernel<<<static_cast<unsigned>(clusters * kCluster), kStackThreads, kStackSharedBytes, stream>>>(params, map);
+    const auto blocks = [&](auto* kernel) {
+        const void* function = reinterpret_cast<const void*>(kernel);
+        return static_cast<unsigned>(std::min(resident_clusters(function, device), params.units) * kCluster);
+    };
+    if (saved.signs != nullptr) {
+        const StackTrainKernel kernel = stack_train_kernel(bfloat16);
+        kernel<<<blocks(kernel), kStackThreads, kStackSharedBytes, stream>>>(params, map, saved);
+    } else {
+        const auto kernel = params.blend != nullptr ? stack_blend_kernel(bfloat16) : stack_kernel(bfloat16);
+        kernel<<<blocks(kernel), kStackThreads, kStackSharedBytes, stream>>>(params, map);
+    }
     check_cuda(cudaGetLastError(), "launch of the on-chip stack");
 }
 
@@ -96,7 +61,8 @@ int64_t stack_kept_bytes(DType dtype, int device)
 {
     require_half(dtype);
     const DeviceGuard guard(device);
-    const int clusters = resident_clusters(stack_kernel(dtype == DType::kBFloat16), device);
+    const int clusters =
+        resident_clusters(reinterpret_cast<const void*>(stack_kernel(dtype == DType::kBFloat16)), device);
     return int64_t{clusters} * kCluster * kConsumers * kKeptBytes;
 }
 
@@ -243,7 +209,19 @@ void stack_forward(const StackPlan& plan, const StackForward& a, Target target)
     const float slope = a.negative_slope / (1.0f - a.negative_slope);
     p.slope_pair = bfloat16 ? pair_of<__nv_bfloat16>(slope) : pair_of<__half>(slope);
     p.half_pair = bfloat16 ? pair_of<__nv_bfloat16>(kSqrtHalf) : pair_of<__half>(kSqrtHalf);
-    launch_forward(p, map, bfloat16, target.device, stream);
+    StackSaved saved{};
+    if (a.signs != nullptr) {
+        require(!plan.has_blocks && plan.styles == 0, "signs: a forward for training serves neither blocks nor blends");
+        for (const StackLayer& l : plan.layers) {
+            require(l.out_features % 32 == 0, "out_features: a forward for training takes multiples of 32");
+        }
+        require_aligned(a.signs, "signs", 8);
+        require_aligned(a.features, "features", 16);
+        if (plan.layers.size() > 1) require_aligned(a.activations, "activations", 16);
+        saved = {static_cast<char*>(a.activations), static_cast<char*>(a.features), static_cast<uint2*>(a.signs),
+                 plan.batch * a.pixels, static_cast<int32_t>(plan.image_records)};
+    }
+    launch_forward(p, map, saved, bfloat16, target.device, stream);
 }
 
 }  // namespace cips

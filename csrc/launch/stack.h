@@ -45,6 +45,12 @@ struct StackPlan {
     {
         return 4 * register_slabs() * (styles > 0 ? BlendShape::kFourierSlab : StackShape<1>::kFourierSlab);
     }
+    /// Bytes of the signs that a forward for training keeps of so many pixels.
+    int64_t sign_bytes(int64_t pixels) const
+    {
+        const int64_t tiles = (pixels + kGroupPixels - 1) / kGroupPixels * (kGroupPixels / kWarpgroupPixels);
+        return batch * tiles * image_records * 128 * 8;
+    }
     int64_t streamed_slabs() const { return (streamed_inputs + kSlab - 1) / kSlab; }
 };
 
@@ -103,7 +109,11 @@ struct StackForward {
     int64_t first_image;
     int64_t first_layer;
     void* kept;  // stack_kept_bytes(device) bytes, 16-byte aligned; null without residual blocks
-    float* rgb;  // [B, P, C] with strides in floats
+    // For training, where signs is not null, see tile/stack_train.h
+    void* activations;  // 16-byte aligned
+    void* features;     // 16-byte aligned
+    void* signs;        // plan.sign_bytes(pixels) bytes, 8-byte aligned
+    float* rgb;         // [B, P, C] with strides in floats
     int64_t rgb_batch_stride;
     int64_t rgb_pixel_stride;
     int64_t rgb_channel_stride;

@@ -4,7 +4,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "launch/stack.h"
+#include "launch/stack_chain.h"
 
 namespace cips {
 namespace {
@@ -95,6 +95,7 @@ StackPlan make_stack_plan(const std::vector<StackMatrix>& layers, const std::vec
             if (b.last == index) l.adds_skip = b.weight_offset < 0 && after_block(b.first) ? kHalved : kAsItIs;
         }
         l.after_block = after_block(index);
+        l.number = static_cast<uint8_t>(index);
         l.slab_offset = slabs * kSlabBytes;
         l.first_record = static_cast<int32_t>(records);
         slabs += int64_t{l.chunks + l.skip_chunks} * l.slabs;
@@ -123,6 +124,41 @@ StackPlan make_stack_plan(const std::vector<StackMatrix>& layers, const std::vec
     plan.slab_bytes = slabs * kSlabBytes;
     plan.record_bytes = records * (styles > 0 ? BlendShape::kRecordBytes : StackShape<1>::kRecordBytes);
     return plan;
+}
+
+ChainPlan make_chain_plan(const StackPlan& plan)
+{
+    require(!plan.has_blocks && plan.styles == 0, "blocks", plan.has_blocks, "neither residual blocks nor blends");
+    ChainPlan chain{};
+    chain.batch = plan.batch;
+    chain.channels = plan.channels;
+    chain.rgbs = plan.rgbs;
+    const StackLayer* above = nullptr;
+    for (auto layer = plan.layers.rbegin(); layer != plan.layers.rend(); ++layer) {
+        StackLayer l{};
+        l.out_features = layer->out_features;
+        l.bias_offset = layer->bias_offset;
+        l.first_record = layer->first_record;
+        l.chunks = layer->chunks;
+        l.rgb = layer->rgb;
+        l.number = layer->number;
+        if (above != nullptr) {
+            l.in_features = above->out_features;
+            l.weight_offset = above->weight_offset;
+            l.style_offset = above->style_offset;
+            l.positions = positions_of(above->out_features, above->chunks);
+            l.slabs = static_cast<uint8_t>(divide_up(above->out_features, kSlab));
+        }
+        l.slab_offset = chain.image_slabs * kSlabBytes;
+        chain.image_slabs += int64_t{l.chunks} * l.slabs;
+        if (l.rgb) chain.image_records += l.chunks;
+        chain.image_chunks += l.chunks;
+        chain.layers.push_back(l);
+        above = &*layer;
+    }
+    chain.slab_bytes = chain.image_slabs * kSlabBytes;
+    chain.record_bytes = chain.image_records * ChainShape::kRecordBytes;
+    return chain;
 }
 
 }  // namespace cips

@@ -30,6 +30,13 @@ __device__ __forceinline__ uint64_t narrow_descriptor(uint32_t start)
     return start;
 }
 
+/// Of a K-major operand [N, 8], rows 16 bytes apart, not swizzled, at a shared address: columns 8 to 15 of the product
+/// are columns 0 to 7 again, for A to have zeros there.
+__device__ __forceinline__ uint64_t rows_descriptor(uint32_t shared)
+{
+    return uint64_t{128 >> 4} << 32 | descriptor_start(shared, 0);
+}
+
 /// Before the first product, and after ordinary instructions wrote registers that a product reads.
 __device__ __forceinline__ void wgmma_fence()
 {

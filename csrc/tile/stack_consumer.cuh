@@ -38,7 +38,11 @@ struct StackConsumer : Tail {
     RingPosition<Shape::kStages> at{false};
     float drawn = 0.0f;
 
-    __device__ __forceinline__ StackConsumer(const StackParams& params, uint32_t base) : Tail(params, base) {}
+    template <typename... More>
+    __device__ __forceinline__ StackConsumer(const StackParams& params, uint32_t base, const More&... more)
+        : Tail(params, base, more...)
+    {
+    }
 
     __device__ __forceinline__ void release(uint32_t slot) const
     {
@@ -47,7 +51,7 @@ struct StackConsumer : Tail {
 
     __device__ __forceinline__ uint32_t slot_descriptor(uint32_t slot) const
     {
-        return descriptor_start(shared + kRingOffset) + slot * (kSlabBytes >> 4);
+        return descriptor_start(shared + Shape::kRingOffset) + slot * (kSlabBytes >> 4);
     }
 
     /// Products of the two warpgroups take turns, a chunk each, so that one's tail runs under the other's products.
@@ -188,18 +192,18 @@ struct StackConsumer : Tail {
         const int source = lane - lane % 4 + 2 * (index % 2);
         const float noise0 = __shfl_sync(~0u, drawn, source), noise1 = __shfl_sync(~0u, drawn, source + 1);
         if (kFull) at.align();
-        if constexpr (!Shape::kBlends) {
+        if constexpr (Tail::kSkips) {
             if (l.keeps_input) this->keep_input();
         }
 #pragma unroll 1
         for (int chunk = -l.skip_chunks; chunk < last; ++chunk) {
-            start_chunk(noise0, noise1);
+            start_chunk(l, chunk, noise0, noise1);
             if constexpr (kFull) {
                 full_products<false>(0);
             } else {
                 products<false>(l.positions, 0);
             }
-            if constexpr (!Shape::kBlends) {
+            if constexpr (Tail::kSkips) {
                 if (chunk < 0) {
                     this->keep_chunk(chunk + l.skip_chunks, l.skip_chunks);
                     continue;
@@ -207,7 +211,7 @@ struct StackConsumer : Tail {
             }
             this->template finish_chunk<false>(chunk, l, keep, source);
         }
-        start_chunk(noise0, noise1);
+        start_chunk(l, last, noise0, noise1);
         if constexpr (kFull) {
             full_products<true>(reloads);
         } else {
@@ -226,16 +230,15 @@ struct StackConsumer : Tail {
 #pragma unroll 1
         for (int chunk = 0; chunk < l.chunks; ++chunk) {
             if (chunk > 0) this->template finish_chunk<false>(chunk - 1, l, keep, source);
-            start_chunk(noise0, noise1);
-            first_products();
+            start_chunk(l, chunk, noise0, noise1);
+            if constexpr (Tail::kInput) first_products();
         }
-        // a blend's tail has no registers to spare for what comes back under it
-        if (Shape::kBlends) this->template finish_chunk<true>(l.chunks - 1, l, keep, source);
+        if (Tail::kTight) this->template finish_chunk<true>(l.chunks - 1, l, keep, source);
 #pragma unroll
         for (int i = 0; i < kRegisterSlabs - 2; ++i) {
             if (keep && i < 2 * (l.chunks - 1)) reload(i, i);
         }
-        if (!Shape::kBlends) this->template finish_chunk<true>(l.chunks - 1, l, keep, source);
+        if (!Tail::kTight) this->template finish_chunk<true>(l.chunks - 1, l, keep, source);
     }
 
     __device__ __forceinline__ void run()
@@ -267,13 +270,14 @@ struct StackConsumer : Tail {
     }
 };
 
-/// A block's work.
-template <typename Tail>
-__device__ __forceinline__ void run_stack(const StackParams& p, const TensorMap& input_map, char* memory)
+/// A block's work. more: what else the tail is made with.
+template <typename Tail, typename... More>
+__device__ __forceinline__ void run_stack(const StackParams& p, const TensorMap& input_map, char* memory,
+                                          const More&... more)
 {
     using Shape = typename Tail::Shape;
     const uint32_t shared = shared_address(memory);
-    const StackBarriers<Shape::kStages> bars(shared);
+    const StackBarriers<Shape> bars(shared);
     if (threadIdx.x == 0) {
         bars.init();
         Tail::keep_seed(p, shared);
@@ -290,7 +294,7 @@ __device__ __forceinline__ void run_stack(const StackParams& p, const TensorMap&
         }
     } else {
         registers_take<240>();
-        StackConsumer<Tail> consumer(p, shared);
+        StackConsumer<Tail> consumer(p, shared, more...);
         consumer.run();
     }
     // nobody leaves while the other block may still signal it

@@ -39,8 +39,8 @@ constexpr int kParkedChunks = kRegisterInputs / kChunk - 1;
 constexpr int kParkBytes = kParkedChunks * kWarpgroupPixels * kChunk * 2;
 constexpr int kKeptBytes = kWarpgroupPixels * kRegisterInputs * 2;  // of a residual block's input, a warpgroup's
 constexpr int kMaxStages = 8;                                       // slots of the ring
-constexpr int kRecords = 2;                                         // buffers of records
-constexpr int kRingOffset = kConsumers * kParkBytes;
+constexpr int kMaxRecords = 2;                                      // buffers of records
+constexpr int kParkEnd = kConsumers * kParkBytes;
 
 /// What a kernel for images of one style (kMost is 1), or for blends of up to kMost styles a pixel, keeps in a record,
 /// and how many slots that leaves to the ring.
@@ -50,6 +50,7 @@ struct StackShape {
     static constexpr bool kBlends = kStyles > 1;
     static constexpr int kForms = kBlends ? kStyles * (kStyles + 1) / 2 : 0;
     static constexpr int kStages = kMaxStages - (kBlends ? kStyles / 2 : 0);
+    static constexpr int kRecords = kMaxRecords;
 
     // Slabs of a chunk after which the other warpgroup begins it. Fewer slots than a chunk has slabs: the last slabs
     // have no slot before the other has let go of the first.
@@ -73,6 +74,7 @@ struct StackShape {
     static constexpr int kRecordBytes = kRgb + kRgbProducts * kRgbBytes;
     static_assert(kRecordBytes % 16 == 0, "records travel by bulk copy");
 
+    static constexpr int kRingOffset = kParkEnd;
     static constexpr int kRecordOffset = kRingOffset + kStages * kSlabBytes;
     static constexpr int kBlendOffset = kRecordOffset + kRecords * kRecordBytes;  // the blend's weights of each pixel
     static constexpr int kColourOffset = kBlendOffset + (kBlends ? kBlockPixels * kStyles * 4 : 0);
@@ -87,13 +89,31 @@ struct StackShape {
 constexpr int kMaxBlend = 2;  // styles of a blend
 using BlendShape = StackShape<kMaxBlend>;
 
+/// The chain of gradients, see stack_chain.cuh. A record holds the ToRGB that reads a layer's output, for each channel
+/// the weights of kMaxRgbChannels colours, the same again, and zeros: 16 bytes, an operand's row.
+struct ChainShape {
+    static constexpr int kStyles = 1;
+    static constexpr bool kBlends = false;
+    static constexpr int kStages = kMaxStages;
+    static constexpr int kRecords = 1;
+    static constexpr int kTurn = kRegisterSlabs;
+    static constexpr int kRgbRow = 16;  // bytes of a channel
+    static constexpr int kRecordBytes = kChunk * kRgbRow;
+    // in front of the ring: a product's second eight columns, which are zeros times whatever it reads, stay in bounds
+    static constexpr int kRecordOffset = kParkEnd;
+    static constexpr int kRingOffset = kRecordOffset + kRecords * kRecordBytes;
+    static constexpr int kEnd = kRingOffset + kStages * kSlabBytes;
+    static_assert(kRingOffset % 1024 == 0, "slabs are swizzled");
+};
+
 constexpr int kBarrierOffset = StackShape<1>::kEnd;
-constexpr int kUnitOffset = kBarrierOffset + 2 * 8 * (kMaxStages + kRecords);  // image and group in hand, of each warp
+constexpr int kUnitOffset =
+    kBarrierOffset + 2 * 8 * (kMaxStages + kMaxRecords);  // image and group in hand, of each warp
 constexpr int kSeedOffset = kUnitOffset + 8 * 4 * kConsumers;
 constexpr int kStackSharedBytes = kSeedOffset + 8;
 static_assert(kUnitOffset - kBarrierOffset >= StackShape<1>::kRgbBeyond,
               "reading beyond the last record stays in shared memory");
-static_assert(BlendShape::kEnd <= kBarrierOffset);
+static_assert(BlendShape::kEnd <= kBarrierOffset && ChainShape::kEnd <= kBarrierOffset);
 static_assert(StackShape<1>::kStages == kRegisterSlabs, "a full layer takes slot i for slab i");
 static_assert(kStackSharedBytes <= 227 * 1024, "shared memory of a block");
 
@@ -118,6 +138,7 @@ struct StackLayer {
     uint8_t keeps_input;  // a block with no matrix begins here
     uint8_t adds_skip;    // a block ends here; AddsSkip
     uint8_t after_block;  // its input is a block's output
+    uint8_t number;       // of the layer whose output, or its gradient, this makes
 };
 
 /// What the kept skip is multiplied with: kHalved is sqrt(1/2), for an input that is itself a block's output.

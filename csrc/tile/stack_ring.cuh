@@ -45,25 +45,25 @@ __device__ __forceinline__ bool is_full(const StackParams& p, int index)
     return Shape::kStages == kRegisterSlabs && index > 0 && p.layers[index].positions == (1 << kRegisterSlabs) - 1;
 }
 
-template <int kStages>
+template <typename Shape>
 struct StackBarriers {
     uint32_t full, empty, record_full, record_empty;
 
     __device__ __forceinline__ explicit StackBarriers(uint32_t shared)
         : full(shared + kBarrierOffset),
-          empty(full + 8 * kStages),
-          record_full(empty + 8 * kStages),
-          record_empty(record_full + 8 * kRecords)
+          empty(full + 8 * Shape::kStages),
+          record_full(empty + 8 * Shape::kStages),
+          record_empty(record_full + 8 * Shape::kRecords)
     {
     }
 
     __device__ __forceinline__ void init() const
     {
-        for (int i = 0; i < kStages; ++i) {
+        for (int i = 0; i < Shape::kStages; ++i) {
             mbarrier_init(full + 8 * i, 1);
             mbarrier_init(empty + 8 * i, kConsumers * kCluster);
         }
-        for (int i = 0; i < kRecords; ++i) {
+        for (int i = 0; i < Shape::kRecords; ++i) {
             mbarrier_init(record_full + 8 * i, 1);
             mbarrier_init(record_empty + 8 * i, 4 * kConsumers);
         }
@@ -98,11 +98,11 @@ private:
 /// share of a slab for all; inputs are its own. A slot is free when the warpgroups of every block have let go of it.
 template <typename Shape>
 __device__ __forceinline__ void produce_slabs(const StackParams& p, const void* input_map, uint32_t shared,
-                                              const StackBarriers<Shape::kStages>& bars)
+                                              const StackBarriers<Shape>& bars)
 {
     const uint32_t rank = cluster_rank();
     constexpr uint32_t kShare = kSlabBytes / kCluster;
-    const uint32_t ring = shared + kRingOffset + rank * kShare;
+    const uint32_t ring = shared + Shape::kRingOffset + rank * kShare;
     RingPosition<Shape::kStages> at(true);
     for (UnitCursor unit(p); unit.image < p.images; unit.advance(p)) {
         const char* slab = p.slabs + unit.image * p.slab_stride + rank * kShare;
@@ -122,7 +122,7 @@ __device__ __forceinline__ void produce_slabs(const StackParams& p, const void* 
                 mbarrier_wait_long(bars.empty + 8 * at.slot(), at.phase());
                 mbarrier_expect(full, kSlabBytes);
                 for (int wg = 0; wg < kConsumers; ++wg) {
-                    tensor_copy(shared + kRingOffset + at.slot() * kSlabBytes + wg * kInputSlabBytes, input_map,
+                    tensor_copy(shared + Shape::kRingOffset + at.slot() * kSlabBytes + wg * kInputSlabBytes, input_map,
                                 index * kSlab, unit.group * kGroupPixels + rank * kBlockPixels + wg * kWarpgroupPixels,
                                 p.input_per_image ? unit.image : 0, full);
                 }
@@ -153,8 +153,7 @@ __device__ __forceinline__ void produce_slabs(const StackParams& p, const void* 
 
 /// One thread: the record of every chunk.
 template <typename Shape>
-__device__ __forceinline__ void produce_records(const StackParams& p, uint32_t shared,
-                                                const StackBarriers<Shape::kStages>& bars)
+__device__ __forceinline__ void produce_records(const StackParams& p, uint32_t shared, const StackBarriers<Shape>& bars)
 {
     uint32_t buffer = 0, phase = 1;
     for (UnitCursor unit(p); unit.image < p.images; unit.advance(p)) {
@@ -166,7 +165,7 @@ __device__ __forceinline__ void produce_records(const StackParams& p, uint32_t s
             bulk_copy(shared + Shape::kRecordOffset + buffer * Shape::kRecordBytes, record, Shape::kRecordBytes,
                       bars.record_full + 8 * buffer);
             record += Shape::kRecordBytes;
-            buffer ^= 1;
+            buffer = (buffer + 1) % Shape::kRecords;
             if (buffer == 0) phase ^= 1;
         }
     }
