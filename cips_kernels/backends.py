@@ -118,13 +118,13 @@ def warn_once(message: str) -> None:
         warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
-def resolve(requested: str, device: torch.device, dtype: torch.dtype, colours_only: bool = False) -> str:
+def resolve(requested: str, device: torch.device, dtype: torch.dtype, on_chip: bool = False) -> str:
     """The backend that serves a call.
 
     Args:
         requested: a backend's name, or "auto".
         device, dtype: of the input.
-        colours_only: the call is a stack whose RGB sum alone is wanted, without gradients.
+        on_chip: the call is a stack whose RGB sum alone is wanted, without gradients or such as training on chip serves.
 
     Raises:
         ValueError: unknown name.
@@ -138,7 +138,7 @@ def resolve(requested: str, device: torch.device, dtype: torch.dtype, colours_on
             raise RuntimeError(f"backend {name!r} cannot serve this call: {reason}")
         return name
     refusals: list[str] = []
-    on_chip = colours_only and device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
+    on_chip = on_chip and device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
     for candidate in _ORDER_ON_CHIP if on_chip else _ORDER.get(device.type, ("reference",)):
         reason = why_not(candidate, device, dtype)
         if reason is None:

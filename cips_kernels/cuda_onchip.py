@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .cuda import _DTYPES, _load
 from .encoding import Encoding, cut_noise, tiles
-from .spec import StackInputs, StackSpec
+from .spec import StackInputs, StackSaved, StackSpec
 
 MAX_WIDTH = 512  # channels that the registers of a warpgroup hold for 64 pixels
 MAX_INPUT = 1024
@@ -160,15 +160,19 @@ def launch(
     places: Places,
     rgb: Tensor,
     blend: Tensor | None = None,
+    saved: StackSaved | None = None,
 ) -> None:
     """The RGB sums `[B, P, C]` (float32, any strides) of the pixels of `rgb`.
 
     `held`: `[B or 1, P, I]`, of which the first 512 channels go to registers, or None for Fourier features; `streamed`:
     `[B or 1, P, T]`, the channels after those. Given noise is of the same pixels. `blend`: contiguous float32 `[P, K]` or
-    `[B, P, K]`; then `held` and `streamed` come times the pixel's style.
+    `[B, P, K]`; then `held` and `streamed` come times the pixel's style. `saved`: what training keeps of these
+    pixels, to be filled.
     """
     noise, coords = inputs.noise, places.coords
     mode = _noise_mode(inputs, held is None)
+    outputs = saved and saved.features
+    last = 0 if saved is None else saved.features.itemsize * rgb.shape[0] * rgb.shape[1] * sum(spec.widths[1:-1])
     _load().stack_forward(
         prepared.plan,
         slabs=prepared.slabs.data_ptr(),
@@ -192,6 +196,9 @@ def launch(
         first_image=0,
         first_layer=spec.first_layer,
         kept=_address(prepared.kept),
+        activations=_address(outputs),
+        features=_address(outputs) + last,
+        signs=_address(saved and saved.mods),
         rgb=rgb.data_ptr(),
         rgb_strides=rgb.stride(),
         pixels=rgb.shape[1],
@@ -221,13 +228,13 @@ def adjacent(noise: Tensor | None) -> Tensor | None:
     return noise if noise is None or noise.stride(2) == 1 else noise.contiguous()
 
 
-def forward(inputs: StackInputs, spec: StackSpec, rgb: Tensor) -> None:
-    """The RGB sum of a stack over `inputs.x`, into `rgb` `[B, P, C]`; a skip is added."""
+def forward(inputs: StackInputs, spec: StackSpec, rgb: Tensor, saved: StackSaved | None = None) -> None:
+    """The RGB sum of a stack over `inputs.x`, into `rgb` `[B, P, C]`; a skip is added. `saved`: see `cuda_training`."""
     x, pixels = inputs.x, inputs.pixels
     prepared = prepare(inputs, spec, x.dtype)
     direct = _readable(x)
     copied = max(256, _COPY_PIXELS // x.shape[0])
-    for first, count in tiles(pixels, pixels if direct else copied):
+    for first, count in tiles(pixels, pixels if direct or saved is not None else copied):
         part = x.narrow(1, first, count)
         if not direct:
             padded = x.new_zeros((x.shape[0], count, -(-x.shape[2] // 64) * 64))
@@ -236,7 +243,7 @@ def forward(inputs: StackInputs, spec: StackSpec, rgb: Tensor) -> None:
         coords = None if inputs.coords is None else inputs.coords.narrow(-2, first, count).contiguous()
         cut = inputs._replace(noise=adjacent(cut_noise(inputs.noise, first, count)))
         streamed = part[:, :, MAX_WIDTH:] if part.shape[2] > MAX_WIDTH else None
-        launch(prepared, cut, spec, x.dtype, part, streamed, Places(coords, (0, 0), first), rgb.narrow(1, first, count))
+        launch(prepared, cut, spec, x.dtype, part, streamed, Places(coords, (0, 0), first), rgb.narrow(1, first, count), None, saved)
     if inputs.skip is not None:
         rgb += inputs.skip
 
@@ -302,8 +309,7 @@ def synthesis(e: Encoding, dtype: torch.dtype, inputs: StackInputs, spec: StackS
     Embeddings are made a tile at a time: memory beyond the result does not grow with the number of pixels.
     """
     prepared = prepare(inputs, spec, dtype, e)
-    wave = _multiprocessors(rgb.device.index) // 2 * 256
-    tile = max(256, _TILE_WAVES * wave // e.images)
+    tile = max(256, _TILE_WAVES * wave(rgb.device.index) // e.images)
     for first, count in tiles(e.pixels, tile if e.table is not None else _COPY_PIXELS * 256):
         coords = None if e.coords is None else e.coords.narrow(-2, first, count).float().contiguous()
         grid = (0, 0) if e.size is None else e.size
@@ -316,5 +322,6 @@ def synthesis(e: Encoding, dtype: torch.dtype, inputs: StackInputs, spec: StackS
 
 
 @lru_cache(maxsize=16)
-def _multiprocessors(device: int) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
+def wave(device: int) -> int:
+    """Pixels that the multiprocessors of a device work on at once, two each 256."""
+    return torch.cuda.get_device_properties(device).multi_processor_count // 2 * 256

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import blended, cuda, cuda_blend, cuda_onchip
+from . import blended, cuda, cuda_blend, cuda_onchip, cuda_saved, cuda_training
 from .backends import warn_once
 from .cuda import modulate, modulate_backward
 from .encoding import Encoding, by_tiles
@@ -34,6 +34,10 @@ def forward(inputs: StackInputs, spec: StackSpec, want_features: bool, save: boo
             cuda_onchip.forward(inputs, spec, rgb)
             return x.new_empty(0), rgb, StackSaved(x.new_empty(0), x.new_empty(0), x.new_empty(0))
         _warn_slower(reason)
+    if save and cuda_saved.serves(spec, x.dtype, want_features):
+        rgb = empty_like_layout(x, inputs.batch, spec.rgb_channels, torch.float32)
+        saved = cuda_training.forward(inputs, spec, rgb)
+        return saved.features, rgb, saved
     return stack.forward(inputs, spec, want_features, save, modulation=cuda)
 
 
@@ -67,4 +71,11 @@ def backward(
     needs: Needs,
 ) -> StackGrads:
     """Serve a backward call."""
+    if saved.mods.dtype == torch.int32:  # signs: the forward was on chip
+        if grad_features is not None:
+            raise RuntimeError(
+                f"grad_features: got a tensor {list(grad_features.shape)}, expected None: the forward was called with "
+                "want_features=False, so there are no features to differentiate"
+            )
+        return cuda_training.backward(grad_rgb, inputs, spec, saved, needs)
     return stack.backward(grad_features, grad_rgb, inputs, spec, saved, needs, modulation=cuda)

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from . import blended, cuda, ops, reference, segments
+from . import blended, cuda, cuda_saved, ops, reference, segments
 from .activations import resolve_activation
 from .arguments import (
     COMPUTE_DTYPES,
@@ -45,8 +45,10 @@ def _run(
     differentiated = _needs_gradient(*inputs)
     if save == "some" and differentiated and inputs.blend is None and len(segments.bounds(spec)) > 1:
         return _run_segments(inputs, spec, want_features, backend)
-    colours_only = bool(spec.depth and spec.rgb_after) and not want_features and not (differentiated and save == "all")
-    name = resolve(backend, inputs.x.device, inputs.x.dtype, colours_only)
+    on_chip = bool(spec.depth and spec.rgb_after) and not want_features
+    if differentiated and save == "all":
+        on_chip = cuda_saved.serves(spec, inputs.x.dtype, want_features)
+    name = resolve(backend, inputs.x.device, inputs.x.dtype, on_chip)
     if inputs.batch * inputs.pixels == 0:
         # an empty launch is an error on a GPU; the reference keeps shapes and the graph
         name = "reference"

@@ -21,7 +21,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import blended, cuda, recompute, reference, sines
+from . import blended, cuda, cuda_saved, recompute, reference, sines
 from .arguments import autocast_on
 from .backends import module as backend_module
 from .encoding import Encoding, by_tiles
@@ -115,6 +115,9 @@ def _stack_fake(*args) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     inputs, spec = StackInputs(*args[:_N_TENSORS]), _spec(args[_N_TENSORS : _N_TENSORS + _N_SPEC])
     want_features, save, backend = args[_N_TENSORS + _N_SPEC :]
     x, batch = inputs.x, inputs.batch
+    if save and backend == "cuda" and inputs.blend is None and cuda_saved.serves(spec, x.dtype, want_features):
+        features, activations, signs = cuda_saved.empty_saved(x, spec, batch)
+        return features, rgb_like(inputs, spec), activations, signs
     features, activations, mods = x.new_empty(0), x.new_empty(0), x.new_empty(0)
     if spec.depth and (want_features or save):
         features = empty_like_layout(x, batch, spec.widths[-1], x.dtype)
@@ -136,7 +139,9 @@ def rgb_like(inputs: StackInputs, spec: StackSpec) -> Tensor:
 def _stack_setup(ctx, inputs, output) -> None:
     features, _, activations, mods = output
     ctx.set_materialize_grads(False)  # a gradient of unused features would be a gigabyte of zeros
-    ctx.mark_non_differentiable(activations, mods)
+    # on chip, which the dtype of signs tells, features that nobody asked for are every layer's output
+    hidden = (features,) if mods.dtype == torch.int32 else ()
+    ctx.mark_non_differentiable(*hidden, activations, mods)
     # a call that kept nothing (save=False) runs again in its backward
     ctx.save_for_backward(*inputs[:_N_TENSORS], features if inputs[-2] else activations, activations, mods)
     ctx.spec_values = inputs[_N_TENSORS : _N_TENSORS + _N_SPEC]

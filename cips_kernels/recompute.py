@@ -32,10 +32,11 @@ def noise_values(inputs: StackInputs, spec: StackSpec, first_pixel: int, first_i
     return torch.stack([normal_at(inputs.seed, c0, c1, image, torch.full_like(image, layer)) for layer in layers])
 
 
-def _parts(batch: int, pixels: int) -> Iterator[tuple[int, int, int, int]]:
-    """(first image, images, first pixel, pixels) of each part: whole images as long as one fits."""
-    images = max(1, _ROWS // max(1, pixels))
-    count = pixels if pixels <= _ROWS else _ROWS
+def parts(batch: int, pixels: int, rows: int) -> Iterator[tuple[int, int, int, int]]:
+    """(first image, images, first pixel, pixels) of each part of at most `rows` images x pixels: whole images as long as
+    one fits."""
+    images = max(1, rows // max(1, pixels))
+    count = pixels if pixels <= rows else rows
     for image in range(0, batch, images):
         for pixel in range(0, pixels, count):
             yield image, min(images, batch - image), pixel, min(count, pixels - pixel)
@@ -75,7 +76,7 @@ def backward(
         if needs.noise and inputs.noise is not None
         else None,
     )
-    for image, images, pixel, count in _parts(batch, pixels):
+    for image, images, pixel, count in parts(batch, pixels, _ROWS):
         part = inputs.cut(pixel, count)
         part = part._replace(
             x=_cut(part.x, 0, image, images, x.shape[0]),

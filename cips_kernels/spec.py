@@ -148,7 +148,7 @@ class StackInputs(NamedTuple):
 
 class StackSaved(NamedTuple):
     """What the forward keeps for the backward: last features, earlier layers' outputs (every layer's sums y where the
-    activation is a sine), modulated weights."""
+    activation is a sine), modulated weights. On chip it keeps something else, see `cuda_saved.empty_saved`."""
 
     features: Tensor
     activations: Tensor

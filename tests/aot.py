@@ -135,6 +135,24 @@ def run_stack(widths: tuple[int, ...], rgb_after: tuple[int, ...], batch: int, p
     stack.backward(features, rgb, inputs, spec, saved, Needs(True, True, True, True))
 
 
+def run_wgrads(depth: int, width: int, pixels: int, dtype: torch.dtype) -> None:
+    """The weight gradients of rows in fragment order, a launch a layer and, where descriptors serve, all in one."""
+    from cips_kernels.triton import descriptors, layers
+
+    rows = torch.zeros(depth, 2, pixels, width, dtype=dtype)
+    order = {"fragment_u": True, "fragment_x": True, "scale": 0.5}
+    out = torch.zeros(2 * depth * width * width)
+    layers.layer_wgrad(rows[0], rows[0], out[: 2 * width * width].view(2, width, width), **order)
+    layers.rgb_wgrad(torch.zeros(2, pixels, 3), rows[0], fragment=True)
+    table = torch.tensor([[0, width, 0, width]] * depth)
+    for channels in (1, 2, 3):
+        drgb, n = torch.zeros(2, pixels, channels), torch.zeros(2 * channels * width)
+        layers.rgb_wgrad_chain(drgb, rows.view(-1), table, width, n)
+    if descriptors.usable(rows):
+        offsets = torch.arange(2 * depth) * width * width
+        descriptors.wgrad_chain(rows, rows, offsets, out, width, **order)
+
+
 def run_filters(channels: int, size: int, dtype: torch.dtype) -> None:
     """The discriminator's filter and tails: what a step with R1 launches, the size odd where there are few channels."""
     from cips_kernels.triton import filters
@@ -160,6 +178,7 @@ def main(capability: tuple[int, int]) -> None:
                     continue  # the same code as bfloat16
                 kernels.clear()
                 run_stack(widths, (-1, 1, len(widths) - 2), 2, 1024, dtype)
+                run_wgrads(*((15, 512) if large else (3, 64)), 256, dtype)
                 run_filters(*((128, 64) if large else (33, 17)), dtype)
                 for kernel in {(k.name, k.ptx): k for k in kernels}.values():
                     found.append(

@@ -272,7 +272,7 @@ def test_a_tile_a_patch_and_single_points_have_the_bits_of_the_image(table: tupl
     each = encoded(table, (512, 512), torch.bfloat16, coords=torch.stack((everywhere[order], everywhere[order.flip(0)])))
     found = colours(case, each)
     assert torch.equal(found[0], image[0, order]) and torch.equal(found[1], image[1, order.flip(0)])
-    monkeypatch.setattr(cuda_onchip, "_multiprocessors", lambda _: 0)  # tiles of 256
+    monkeypatch.setattr(cuda_onchip, "wave", lambda _: 0)  # tiles of 256
     assert torch.equal(colours(case, full), image)
 
 

@@ -85,6 +85,35 @@ def rgb_wgrad_tile(pixels: int, width: int) -> Tile:
     return Tile(max(1, min(32, next_power_of_2(pixels))), max(16, min(128, next_power_of_2(width))), 16, 4, 1)
 
 
+@dataclass(frozen=True)
+class StreamTile:
+    """How `chain_rgb_wgrad` reads: `rows` rows of `cols` channels (256 a warp) at a time, and `programs` programs a
+    multiprocessor in a wave."""
+
+    rows: int
+    cols: int
+    stages: int
+    programs: int
+
+    @property
+    def warps(self) -> int:
+        return max(1, self.cols // 256)
+
+
+def rgb_chain_tile() -> StreamTile:
+    """Programs of one warp, whose 168 registers a thread let 12 reside: 48 KB on their way to a multiprocessor."""
+    return StreamTile(8, 256, 1, 12)
+
+
+@lru_cache(maxsize=1024)
+def rgb_chain_splits(sums: int, pixels: int, tile: StreamTile, device: torch.device) -> int:
+    """Parts into which the pixels of `sums` sums are cut: those whose waves are over first, each program's beginning and end
+    counted as eight steps. A last wave of few programs has too little on its way to keep memory busy."""
+    slots = tile.programs * device_limits(device)[2]
+    most = max(1, min(pixels // (16 * tile.rows), 8 * slots // sums))
+    return min(range(1, most + 1), key=lambda n: -(-sums * n // slots) * (-(-pixels // n) + 8 * tile.rows))
+
+
 def wgrad_splits(tiles: int, pixels: int, inner: int, device: torch.device) -> int:
     """Parts into which the pixels are cut so that every multiprocessor has work: enough for about two waves, each of at
     least 1024 pixels, none where one wave is nearly full already."""

@@ -10,18 +10,24 @@ from torch import Tensor
 
 from ..spec import StackInputs, StackSpec
 from . import descriptors
+from .chain_rgb_wgrad import rgb_wgrad_chain_kernel
+from .chain_rgb_wgrad_sum import rgb_wgrad_chain_sum_kernel
 from .config import (
+    StreamTile,
     Tile,
     device_limits,
     head_tile,
     next_power_of_2,
     product_tile,
+    rgb_chain_splits,
+    rgb_chain_tile,
     rgb_wgrad_tile,
     wgrad_splits,
     wgrad_tile,
 )
 from .dgrad import modfc_dgrad_kernel, modfc_head_kernel
 from .forward import modfc_fwd_kernel
+from .fragment import check_fragment
 from .input_grad import modfc_dgrad_input_kernel
 from .noise import counter_noise_kernel
 from .rgb import rgb_fwd_kernel, rgb_sum_kernel
@@ -224,10 +230,26 @@ def input_dgrad(u: Tensor | None, m: Tensor | None, drgb: Tensor | None, rgb_m: 
     )  # fmt: skip
 
 
-def layer_wgrad(u: Tensor, x: Tensor, out: Tensor) -> None:
-    """`N = u^T x` of each image into `out` `[B, O, I]` float32 (any strides); `x` may be shared (batch 1)."""
+def layer_wgrad(
+    u: Tensor,
+    x: Tensor,
+    out: Tensor,
+    *,
+    fragment_u: bool = False,
+    fragment_x: bool = False,
+    scale: float = 1.0,
+) -> None:
+    """`N = scale u^T x` of each image into `out` `[B, O, I]` float32 (any strides); `x` may be shared (batch 1).
+
+    `fragment_u`, `fragment_x`: the channels of `u`, of `x` lie in fragment order (`fragment`); ValueError where they are
+    no multiple of 32. `out` is in natural order. Where pixels are split every part is scaled, in float32.
+    """
     batch, pixels, out_features = u.shape
     in_features = x.shape[2]
+    if fragment_u:
+        check_fragment(out_features, "u")
+    if fragment_x:
+        check_fragment(in_features, "x")
     arithmetic = Arithmetic.of(x)
     tile = wgrad_tile(out_features, in_features, pixels, x.dtype, x.device)
     tiles = batch * triton.cdiv(out_features, tile.rows) * triton.cdiv(in_features, tile.cols)
@@ -238,14 +260,14 @@ def layer_wgrad(u: Tensor, x: Tensor, out: Tensor) -> None:
     if splits > 1:
         target = torch.empty((splits, batch, out_features, in_features), dtype=torch.float32, device=x.device)
     if descriptors.usable(u, x):
-        descriptors.wgrad(u, x, target, tile, splits, per_split)
+        descriptors.wgrad(u, x, target, tile, splits, per_split, fragment_u, fragment_x, scale)
         return _add_splits(target, out)
     even = pixels % tile.inner == 0 and out_features % tile.rows == 0 and in_features % tile.cols == 0
     modfc_wgrad_kernel[(tiles * splits,)](
         u, _batch_stride(u, batch), u.stride(1), u.stride(2), x, _batch_stride(x, batch), x.stride(1), x.stride(2),
         target, target.stride(0), target.stride(1), target.stride(2),
-        pixels, in_features, out_features, splits, per_split,
-        PRECISION=arithmetic.precision, UPCAST=arithmetic.upcast, EVEN=even,
+        pixels, in_features, out_features, splits, per_split, scale,
+        PRECISION=arithmetic.precision, UPCAST=arithmetic.upcast, EVEN=even, FRAGMENT_O=fragment_u, FRAGMENT_I=fragment_x,
         BLOCK_O=tile.rows, BLOCK_I=tile.cols, BLOCK_P=tile.inner, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     _add_splits(target, out)
@@ -257,13 +279,18 @@ def _add_splits(target: Tensor, out: Tensor) -> None:
         torch.sum(target, 0, out=out)
 
 
-def rgb_wgrad(drgb: Tensor, x: Tensor) -> Tensor:
-    """`N = drgb^T x'` of each image, `[B, C, I]` float32; `x` may be shared (batch 1)."""
+def rgb_wgrad(drgb: Tensor, x: Tensor, *, fragment: bool = False, scale: float = 1.0) -> Tensor:
+    """`N = scale drgb^T x'` of each image, `[B, C, I]` float32; `x` may be shared (batch 1).
+
+    `fragment`: the channels of `x` (a multiple of 32, else ValueError) lie in fragment order, those of N do not.
+    """
+    if fragment:
+        check_fragment(x.shape[2], "x")
     batch, pixels, channels = drgb.shape
     in_features = x.shape[2]
     out = torch.empty((batch, channels, in_features), dtype=torch.float32, device=x.device)
     if channels > _FEW_CHANNELS:
-        layer_wgrad(drgb.to(x.dtype), x, out)
+        layer_wgrad(drgb.to(x.dtype), x, out, fragment_x=fragment, scale=scale)
         return out
     tile = rgb_wgrad_tile(pixels, in_features)
     tiles_i = triton.cdiv(in_features, tile.cols)
@@ -273,10 +300,61 @@ def rgb_wgrad(drgb: Tensor, x: Tensor) -> Tensor:
     part = torch.empty((batch, splits, channels, in_features), dtype=torch.float32, device=x.device)
     rgb_wgrad_kernel[(batch * splits * tiles_i,)](
         drgb, drgb.stride(0), drgb.stride(1), drgb.stride(2), x, _batch_stride(x, batch), x.stride(1), x.stride(2), part,
-        pixels, in_features, splits, per_split,
-        CHANNELS=channels, BLOCK_P=tile.rows, BLOCK_I=tile.cols, num_warps=tile.warps,
+        pixels, in_features, splits, per_split, scale,
+        CHANNELS=channels, FRAGMENT=fragment, BLOCK_P=tile.rows, BLOCK_I=tile.cols, num_warps=tile.warps,
     )  # fmt: skip
     return torch.sum(part, 1, out=out)
+
+
+def rgb_wgrad_chain(
+    drgb: Tensor, x: Tensor, table: Tensor, widest: int, out: Tensor, scale: float = 1.0, tile: StreamTile | None = None
+) -> None:
+    """`N = scale drgb^T x'` of every ToRGB of a stack and every image: one launch that reads, one that adds up.
+
+    Deterministic: partial sums over pixels are added in a fixed order. They take `K B splits C widest` floats, 6 MB for the
+    paper's stack on an H100.
+
+    Args:
+        drgb: contiguous `[B, P, C]`, C at most 3.
+        x: flat, contiguous: the outputs `[B, P, W]` of layers one after the other, channels in fragment order (`fragment`).
+        table: int64 `[K, 4]` on the device, a row a ToRGB: channels of `x` before those of the layer that it reads (summed
+            over layers), its width W (a multiple of 32), where in `out` its first image's matrix `[C, W]` begins, and the
+            elements from a row of it to the next; an image's matrix follows that of the image before. Not checked: that
+            would be a synchronisation.
+        widest: the largest W.
+        out: float32, contiguous: receives the matrices, channels in natural order.
+        scale: factor of the sums, in float32.
+        tile: how to read, None for the usual way.
+
+    Raises:
+        ValueError: shapes, dtypes or strides that do not fit, more than 3 channels, or a width that is no multiple of 32.
+    """
+    batch, pixels, channels = drgb.shape
+    if not 1 <= channels <= 3:
+        raise ValueError(f"drgb has {channels} channels, expected 1 to 3")
+    if not drgb.is_contiguous():
+        raise ValueError(f"drgb has strides {drgb.stride()}, expected a contiguous tensor")
+    if table.dtype != torch.int64 or table.dim() != 2 or table.shape[1] != 4 or not table.is_contiguous():
+        raise ValueError(f"table is {table.dtype} {tuple(table.shape)}, expected contiguous int64 [K, 4]")
+    if x.dim() != 1 or not x.is_contiguous() or x.numel() < batch * pixels * widest:
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected at least {batch * pixels * widest} elements, flat, contiguous")
+    if out.dtype != torch.float32 or not out.is_contiguous():
+        raise ValueError(f"out is {out.dtype} {out.stride()}, expected contiguous float32")
+    check_fragment(widest, "x")
+    tile = rgb_chain_tile() if tile is None else tile
+    matrices, tiles = table.shape[0] * batch, triton.cdiv(widest, tile.cols)
+    splits = rgb_chain_splits(matrices * tiles, pixels, tile, x.device)
+    per_split = max(1, triton.cdiv(triton.cdiv(pixels, splits), tile.rows)) * tile.rows
+    splits = max(1, triton.cdiv(pixels, per_split))
+    part = torch.empty((matrices, splits, channels, widest), dtype=torch.float32, device=x.device)
+    rgb_wgrad_chain_kernel[(matrices * splits * tiles,)](
+        drgb, x, table, part, batch, pixels, splits, per_split, widest, CHANNELS=channels, ROWS=tile.rows,
+        BLOCK_I=tile.cols, STAGES=tile.stages, num_warps=tile.warps,
+    )  # fmt: skip
+    block_i = min(64, next_power_of_2(widest))
+    rgb_wgrad_chain_sum_kernel[(matrices * channels * triton.cdiv(widest, block_i),)](
+        part, out, table, batch, splits, widest, scale, CHANNELS=channels, BLOCK_S=32, BLOCK_I=block_i, num_warps=8,
+    )  # fmt: skip
 
 
 def noise_grads(rows: Tensor, strength: Tensor, noise: Tensor, grad_noise: Tensor | None) -> Tensor:

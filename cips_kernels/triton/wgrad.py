@@ -7,6 +7,7 @@ pixels are then split, and the splits are added in a fixed order: the same bits 
 import triton
 import triton.language as tl
 
+from .fragment import natural
 from .rounding import operand
 
 
@@ -15,11 +16,15 @@ def modfc_wgrad_kernel(
     u_ptr, stride_ub, stride_up, stride_uo,
     x_ptr, stride_xb, stride_xp, stride_xi,
     n_ptr, stride_ns, stride_nb, stride_no,
-    pixels, in_features, out_features, splits, pixels_per_split,
+    pixels, in_features, out_features, splits, pixels_per_split, scale,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr, EVEN: tl.constexpr,
+    FRAGMENT_O: tl.constexpr, FRAGMENT_I: tl.constexpr,
     BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """`u` `[B, P, O]`, `x` `[B, P, I]` (any strides) -> `n[split, b]` `[O, I]` float32."""
+    """`u` `[B, P, O]`, `x` `[B, P, I]` (any strides) -> `n[split, b]` `[O, I]` float32, times `scale`.
+
+    FRAGMENT_O, FRAGMENT_I: the channels of `u`, of `x` lie in fragment order; those of `n` never do.
+    """
     pid = tl.program_id(0)
     tiles_i = tl.cdiv(in_features, BLOCK_I)
     tiles_o = tl.cdiv(out_features, BLOCK_O)
@@ -60,5 +65,6 @@ def modfc_wgrad_kernel(
         u_tile += step_u
         x_tile += step_x
     n_tile = n_ptr + split.to(tl.int64) * stride_ns + image * stride_nb
+    offs_o, offs_i = natural(offs_o, FRAGMENT_O), natural(offs_i, FRAGMENT_I)
     n_tile += offs_o.to(tl.int64)[:, None] * stride_no + offs_i[None, :]
-    tl.store(n_tile, acc, mask=inside_o[:, None] & inside_i[None, :])
+    tl.store(n_tile, acc * scale, mask=inside_o[:, None] & inside_i[None, :])

@@ -1,0 +1,282 @@
+"""Launcher of the on-chip stack's training kernels (csrc/kernels/stack_train_fwd.cuh, stack_chain.cuh).
+
+The forward keeps every layer's output and a bit an element for its sign; the backward walks the whole chain of gradients
+in one launch and leaves the gradient at every layer's sums, from which Triton's kernels make the weight gradients.
+
+Activations are kept over `g (1 - s)` and gradients over `g`, gain and slope of the layers, and the channels of both lie in
+fragment order (csrc/tile/stack_train.h, triton/fragment.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache, lru_cache
+
+import torch
+from torch import Tensor
+
+from . import cuda_onchip
+from .cuda import _DTYPES, _load
+from .cuda_onchip import Prepared, _stream
+from .cuda_saved import CHUNK, TILE_PIXELS, empty_saved
+from .packing import Packing, pack
+from .recompute import parts
+from .spec import Needs, StackGrads, StackInputs, StackSaved, StackSpec, empty_like_layout
+from .triton import descriptors, layers, modulation
+from .triton.fragment import to_natural
+
+_ROWS = 1 << 16  # images x pixels whose gradients are held at once: 1 GB of the paper's layers
+
+
+def forward(inputs: StackInputs, spec: StackSpec, rgb: Tensor) -> StackSaved:
+    """The RGB sum of a stack over `inputs.x`, into `rgb` `[B, P, C]`, and what the backward needs."""
+    saved = empty_saved(inputs.x, spec, inputs.batch)
+    cuda_onchip.forward(inputs, spec, rgb, saved)
+    return saved
+
+
+@lru_cache(maxsize=256)
+def _chain_plan(spec: StackSpec, batch: int):  # -> cips_kernels._cuda.ChainPlan
+    held = min(spec.widths[0], cuda_onchip.MAX_WIDTH)
+    return _load().ChainPlan(cuda_onchip.make_plan(spec, batch, held))
+
+
+def _prepare(inputs: StackInputs, spec: StackSpec) -> Prepared:
+    """Transpose and tile every modulated weight of a call, in one launch."""
+    batch, device = inputs.batch, inputs.weights.device
+    plan = _chain_plan(spec, batch)
+    slabs = torch.empty((batch, plan.slab_bytes), dtype=torch.uint8, device=device)
+    records = torch.empty((batch, plan.record_bytes), dtype=torch.uint8, device=device)
+    _load().chain_pack(
+        plan,
+        weights=inputs.weights.data_ptr(),
+        styles=inputs.styles.data_ptr(),
+        style_stride=inputs.styles.stride(0),
+        slabs=slabs.data_ptr(),
+        records=records.data_ptr(),
+        dtype=_DTYPES[inputs.x.dtype],
+        eps=spec.eps,
+        gain=spec.gain,
+        demodulate=spec.demodulate,
+        device=device.index,
+        stream=_stream(device),
+    )
+    return Prepared(plan, slabs, records, None, records, None)
+
+
+def _runs(widths: tuple[int, ...]) -> list[tuple[int, int]]:
+    """(first, last) of runs of layers that are as wide in and out as one another; layer 0 by itself."""
+    runs = [(0, 0)]
+    for layer in range(1, len(widths) - 1):
+        alike = layer > 1 and widths[layer : layer + 2] == widths[layer - 1 : layer + 1]
+        runs = [*runs[:-1], (runs[-1][0], layer)] if alike else [*runs, (layer, layer)]
+    return runs
+
+
+@cache  # never dropped: a captured CUDA graph may still read them
+def _places(packing: Packing, first: int, last: int, image: int, images: int, device: torch.device) -> Tensor:
+    """Where the matrices of the layers `first .. last` of some images begin in the flat N, in elements."""
+    return torch.tensor(
+        [
+            m.mod_offset + b * m.out_features * m.row_stride
+            for m in packing.layers[first : last + 1]
+            for b in range(image, image + images)
+        ],
+        dtype=torch.int64,
+        device=device,
+    )
+
+
+@cache  # never dropped, as above
+def _rgb_table(spec: StackSpec, batch: int, device: torch.device) -> Tensor:
+    """What `layers.rgb_wgrad_chain` must know of each ToRGB of what `cuda_saved.empty_saved` holds."""
+    return torch.tensor(
+        [
+            (sum(spec.widths[1 : after + 1]), m.in_features, m.mod_offset, m.row_stride)
+            for after, m in zip(spec.rgb_after, spec.packing(batch).rgbs)
+        ],
+        dtype=torch.int64,
+        device=device,
+    )
+
+
+class _Chain:
+    """The state of one backward call."""
+
+    def __init__(
+        self, drgb: Tensor, inputs: StackInputs, spec: StackSpec, saved: StackSaved, needs: Needs
+    ) -> None:
+        self.drgb, self.inputs, self.spec, self.needs = drgb, inputs, spec, needs
+        batch, pixels = inputs.batch, inputs.pixels
+        self.packing: Packing = spec.packing(batch)
+        self.signs = saved.mods
+        self.saved = saved
+        self.prepared = _prepare(inputs, spec)
+        self.device, self.dtype = inputs.x.device, inputs.x.dtype
+        self.fold = spec.gain * (1 - spec.negative_slope)  # what kept activations are over
+        float32 = {"dtype": torch.float32, "device": self.device}
+        self.grad_mods = torch.zeros(self.packing.mod_numel, **float32) if needs.weights else None
+        self.rows = (
+            torch.empty((spec.depth, batch, pixels), **float32) if needs.noise and inputs.has_noise else None
+        )
+        self.bias_parts = None
+        if needs.biases:
+            warps = _load().chain_warps(_DTYPES[self.dtype], self.device.index)
+            self.bias_parts = torch.zeros((warps, self.prepared.plan.image_chunks * CHUNK), **float32)
+        self.first = torch.empty((batch, pixels, spec.widths[1]), dtype=self.dtype, device=self.device)
+        images, _, count = max(
+            ((i, p, c) for _, i, p, c in self._parts()), key=lambda part: part[0] * part[2]
+        )
+        self.workspace = torch.empty(
+            images * count * sum(spec.widths[2:]), dtype=self.dtype, device=self.device
+        )
+
+    def _parts(self) -> Iterator[tuple[int, int, int, int]]:
+        """(first image, images, first pixel, pixels) of each launch."""
+        return parts(self.inputs.batch, self.inputs.pixels, _ROWS)
+
+    def run(self) -> None:
+        """Every part's chain, and the weight gradients while its gradients are there."""
+        for part in self._parts():
+            self._launch(*part)
+            if self.grad_mods is not None:
+                self._wgrads(*part)
+
+    def _launch(self, image: int, images: int, pixel: int, count: int) -> None:
+        batch, pixels = self.inputs.batch, self.inputs.pixels
+        signs = self.signs.view(batch, -1)[image]  # where pixels are cut, the part is of one image
+        words = signs.numel() // -(-pixels // (4 * TILE_PIXELS))  # of a unit's pixels
+        _load().chain_backward(
+            self.prepared.plan,
+            slabs=self.prepared.slabs[image].data_ptr(),
+            records=self.prepared.records[image].data_ptr(),
+            drgb=self.drgb[image, pixel].data_ptr(),
+            signs=signs[pixel // (4 * TILE_PIXELS) * words :].data_ptr(),
+            first=self.first[image, pixel].data_ptr(),
+            u=self.workspace.data_ptr(),
+            bias_parts=0 if self.bias_parts is None else self.bias_parts.data_ptr(),
+            noise_rows=0 if self.rows is None else self.rows[0, image, pixel].data_ptr(),
+            noise_stride=batch * pixels,
+            images=images,
+            pixels=count,
+            dtype=_DTYPES[self.dtype],
+            gain=self.spec.gain,
+            negative_slope=self.spec.negative_slope,
+            device=self.device.index,
+            stream=_stream(self.device),
+        )
+
+    def _wgrads(self, image: int, images: int, pixel: int, count: int) -> None:
+        """Of the part in hand: runs of layers with equal widths in one launch each; layer by layer where that cannot serve."""
+        packing, flat, place = self.packing, self.grad_mods, image
+        if pixel > 0:  # the rest of an image that is cut: to be added
+            packing, place = self.spec.packing(1), 0
+            flat = torch.empty(packing.mod_numel, dtype=torch.float32, device=self.device)
+        for first, last in _runs(self.spec.widths):
+            u, x = self._operands(first, last, image, images, pixel, count)
+            options = {"fragment_u": True, "fragment_x": first > 0, "scale": self.spec.gain * (self.fold if first else 1.0)}
+            if descriptors.usable(u[0], x[0]):
+                offsets = _places(packing, first, last, place, images, self.device)
+                descriptors.wgrad_chain(u, x, offsets, flat, packing.layers[first].row_stride, **options)
+                continue
+            for layer in range(first, last + 1):
+                out = packing.mod(flat, packing.layers[layer]).narrow(0, place, images)
+                layers.layer_wgrad(u[layer - first], x[layer - first], out, **options)
+        if pixel > 0:
+            sums = [self.packing.mod(self.grad_mods, m)[image] for m in self.packing.layers]
+            torch._foreach_add_(sums, [packing.mod(flat, m)[0] for m in packing.layers])
+
+    def _operands(
+        self, first: int, last: int, image: int, images: int, pixel: int, count: int
+    ) -> tuple[Tensor, Tensor]:
+        """`u` and `x` `[layers, images or 1, count, width]` of the layers `first .. last`, which are equally wide."""
+        widths, batch, pixels = self.spec.widths, self.inputs.batch, self.inputs.pixels
+        if first == 0:
+            x = self.inputs.x
+            u = self.first.narrow(0, image, images)[None]
+            x = (x if x.shape[0] == 1 else x.narrow(0, image, images))[None]
+            return u.narrow(2, pixel, count), x.narrow(2, pixel, count)
+        depth, width = last - first + 1, widths[first + 1]
+        rows = images * count
+        u = self.workspace.narrow(0, rows * sum(widths[2 : first + 1]), rows * depth * width)
+        read = batch * pixels * widths[first]
+        x = self.saved.features.narrow(0, batch * pixels * sum(widths[1:first]), depth * read)
+        x = x.view(depth, batch, pixels, widths[first]).narrow(1, image, images)
+        return u.view(depth, images, count, width), x.narrow(2, pixel, count)
+
+    def rgb_wgrads(self) -> None:
+        """Of every ToRGB and image at once: all that they read is kept."""
+        table = _rgb_table(self.spec, self.inputs.batch, self.device)
+        widest = max(matrix.in_features for matrix in self.packing.rgbs)
+        layers.rgb_wgrad_chain(self.drgb, self.saved.features, table, widest, self.grad_mods, self.fold)
+
+    def biases(self) -> Tensor:
+        """Gradients of all biases, in the packing's order."""
+        grads = torch.zeros(self.packing.bias_numel, dtype=torch.float32, device=self.device)
+        # a warp's lanes hold (nb, e, t) and four groups of 32 channels each, see stack_chain_tail.cuh
+        sums = (
+            self.bias_parts.sum(0)
+            .mul_(self.spec.gain)
+            .view(-1, 4, 2, 4, 4)
+            .permute(0, 4, 1, 3, 2)
+            .reshape(-1, CHUNK)
+        )
+        first = 0
+        for matrix in self.packing.layers:
+            chunks = -(-matrix.out_features // CHUNK)
+            of_layer = sums[first : first + chunks].reshape(-1)[: matrix.out_features]
+            self.packing.bias(grads, matrix).copy_(of_layer)
+            first += chunks
+        colours = self.drgb.sum((0, 1), dtype=torch.float32)
+        for matrix in self.packing.rgbs:
+            self.packing.bias(grads, matrix).copy_(colours)
+        return grads
+
+    def noise(self) -> tuple[Tensor, Tensor | None]:
+        """Gradients of the strengths, and of given noise."""
+        given = self.inputs.noise
+        strengths = torch.zeros(self.spec.depth, dtype=torch.float32, device=self.device)
+        grads = None if given is None else torch.empty(given.shape, dtype=torch.float32, device=self.device)
+        values = layers.noise_values(self.inputs, self.spec, 0)
+        for layer in range(self.spec.depth if self.rows is not None else 0):
+            strength = self.inputs.noise_strengths[layer]
+            grad = None if grads is None else grads[layer]
+            parts_ = layers.noise_grads(self.rows[layer][None], strength, values[layer], grad)
+            torch.sum(parts_, 0, out=strengths[layer])
+        return strengths, grads
+
+    def x(self) -> Tensor:
+        """Gradient of the stack's input, in its layout."""
+        x, spec, batch = self.inputs.x, self.spec, self.inputs.batch
+        matrix = self.packing.layers[0]
+        alone = pack(spec.widths[:2], (), 1, spec.demodulate, batch)
+        styles = self.packing.style(self.inputs.styles, matrix).contiguous()
+        weights = self.packing.weight(self.inputs.weights, matrix).reshape(-1)
+        mods = alone.mod(
+            modulation.modulate(weights, styles, alone, torch.float32, spec.eps), alone.layers[0]
+        )
+        mods = to_natural(mods * spec.gain, 1).to(self.dtype)  # an involution: to fragment order as well
+        grad = empty_like_layout(x, x.shape[0], x.shape[2], x.dtype)
+        layers.input_dgrad(self.first, mods, None, None, grad, batch)
+        return grad
+
+
+def backward(
+    grad_rgb: Tensor, inputs: StackInputs, spec: StackSpec, saved: StackSaved, needs: Needs
+) -> StackGrads:
+    """The gradients of a call whose forward was `forward`."""
+    chain = _Chain(grad_rgb.contiguous(), inputs, spec, saved, needs)
+    chain.run()
+    grad_x = chain.x() if needs.x else None
+    del chain.workspace, chain.first
+    grad_weights = grad_styles = grad_biases = grad_strengths = grad_noise = None
+    if chain.grad_mods is not None:
+        chain.rgb_wgrads()
+        grad_weights, grad_styles = modulation.modulate_backward(
+            chain.grad_mods, inputs.weights, inputs.styles, chain.packing, spec.eps
+        )
+    if needs.biases:
+        grad_biases = chain.biases()
+    if needs.noise:
+        grad_strengths, grad_noise = chain.noise()
+    return StackGrads(grad_x, grad_weights, grad_styles, grad_biases, grad_strengths, grad_noise)
