@@ -304,8 +304,8 @@ def modfc_stack(
 
     Args:
         x: as in `modfc`; batch 1 is shared by all images, and its gradient is then the sum over them. Or an `Encoding`:
-            the input as a function of coordinates. Where colours alone are wanted, without gradients, it is never made as
-            a whole, and memory does not grow with the number of pixels; its noise is keyed by its points, and the layout
+            the input as a function of coordinates. Where colours alone are wanted, without gradients or with
+            `save="none"`, it is never made as a whole, and memory does not grow with the number of pixels; its noise is keyed by its points, and the layout
             is "bpc".
         weights: `[O_l, I_l]`, one a layer; each layer's I is the O of the one before.
         styles: `[B, I_l]`.
@@ -371,7 +371,7 @@ def modfc_stack(
 def _encoded_stack(
     e: Encoding, parts: Sequence, skip: Tensor | None, options: dict, want_features: bool, save: str, backend: str
 ) -> tuple[Tensor | None, Tensor | None]:
-    """A stack over an encoding: made as a whole where a gradient or features are wanted, otherwise never."""
+    """A stack over an encoding: made as a whole where features are wanted, or gradients of what is kept, otherwise never."""
     check_encoding(e)
     weight = e.fourier_weight
     dtype = e.dtype or (as_compute(weight[:0]).dtype if weight.dtype != torch.float64 else weight.dtype)
@@ -382,8 +382,10 @@ def _encoded_stack(
     shape = (0 if none else e.images, e.pixels, e.features)
     x = torch.empty((), dtype=dtype, device=weight.device).expand(shape)
     inputs, spec = stack_call(x, *parts, skip, **options)
+    blend = inputs.blend is not None
     whole = want_features or skip is not None or not (spec.depth and spec.rgb_after) or inputs.batch * e.pixels == 0
-    if whole or _needs_gradient(*inputs, weight, e.fourier_bias, e.table, e.coords):
+    differentiated = _needs_gradient(*inputs, weight, e.fourier_bias, e.table, e.coords)
+    if whole or (differentiated and (save != "none" or blend)):
         encoded = encode(e)
         inputs = inputs._replace(x=encoded[:0] if none else encoded, coords=points(e).detach().float())
         features, rgb = _run(inputs, spec, want_features, backend, save)

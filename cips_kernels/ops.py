@@ -4,7 +4,7 @@ In the namespace `cips_kernels` live two pairs and two singles:
 
     modfc_stack / modfc_stack_backward      a stack of layers with its ToRGBs; one layer and one ToRGB are its special cases
     modulate / modulate_backward            modulated weights by themselves
-    synthesis                               a stack's colours from coordinates, without gradients
+    synthesis                               a stack's colours from coordinates
     mapping                                 the mapping network, without gradients
 
 The backward of each is an operator of its own, so that `create_graph=True` works on every backend: its derivative is
@@ -21,10 +21,10 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import blended, cuda, cuda_saved, recompute, reference, sines
+from . import blended, cuda, cuda_saved, encoded, recompute, reference, sines
 from .arguments import autocast_on
 from .backends import module as backend_module
-from .encoding import Encoding, by_tiles
+from .encoding import Encoding, by_tiles, encode, points
 from .packing import activation_offsets, pack
 from .spec import Needs, StackGrads, StackInputs, StackSaved, StackSpec, empty_like_layout
 
@@ -298,6 +298,43 @@ def _synthesis_fake(*args) -> Tensor:
     return inputs.weights.new_empty((inputs.batch, encoding.pixels, spec.rgb_channels))
 
 
+def _synthesis_setup(ctx, inputs, output) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:4], *inputs[_N_ENCODING : _N_ENCODING + _N_TENSORS])
+    ctx.rest = (inputs[4:_N_ENCODING], inputs[_N_ENCODING + _N_TENSORS : -1], inputs[-1])
+
+
+def _synthesis_autograd(ctx, grad):
+    """A tile of pixels at a time; as a whole where the derivative is to be differentiated."""
+    needs = ctx.needs_input_grad
+    out: list[Tensor | None] = [None] * len(needs)
+    if grad is None:
+        return tuple(out)
+    (size, lookup), values, backend = ctx.rest
+    slots = [0, 1, 2, 3, *(_N_ENCODING + k for k in (1, 2, 3, 4, 7))]  # what can have a gradient
+    order = torch.is_grad_enabled()
+    tensors = list(ctx.saved_tensors)
+    if order:
+        tensors = [_apart(t, order) if t is not None and needs[k if k < 4 else k + 2] else t for k, t in enumerate(tensors)]
+    encoding, inputs, spec, _ = _split_synthesis([*tensors[:4], size, lookup, *tensors[4:], *values, backend])
+    if order:
+        with torch.enable_grad():
+            whole = inputs._replace(x=encode(encoding), coords=points(encoding).detach().float())
+            rgb = run_stack(whole, spec, False, backend)[1]
+            wanted = [k for k in slots if needs[k]]
+            leaves = [tensors[k if k < 4 else k - 2] for k in wanted]
+            found = torch.autograd.grad(rgb, leaves, grad, create_graph=True, allow_unused=True)
+        for k, value in zip(wanted, found):
+            out[k] = value
+        return tuple(out)
+    weights, styles, biases, strengths, noise = (needs[k] for k in slots[4:])
+    wanted = encoded.Wanted(*needs[:4], weights or styles, biases, strengths or noise)
+    found = encoded.backward(grad, encoding, inputs, values, wanted, backend)
+    for k, value in zip(slots, [*found[0], *found[1]]):
+        out[k] = value if needs[k] else None
+    return tuple(out)
+
+
 def _mapping(z: Tensor, weights: Tensor, biases: Tensor, negative_slope: float, backend: str) -> Tensor:
     with operator_context(z.device):
         if backend == "cuda":
@@ -379,6 +416,9 @@ _library.impl("mapping", _mapping, "CompositeExplicitAutograd")
 torch.library.register_fake("cips_kernels::mapping", lambda z, *_: z.new_empty(z.shape), lib=_library)
 _library.impl("synthesis", _synthesis, "CompositeExplicitAutograd")
 torch.library.register_fake("cips_kernels::synthesis", _synthesis_fake, lib=_library)
+torch.library.register_autograd(
+    "cips_kernels::synthesis", _synthesis_autograd, setup_context=_synthesis_setup, lib=_library
+)
 
 
 def _spec_values(spec: StackSpec) -> tuple:

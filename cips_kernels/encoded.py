@@ -1,0 +1,106 @@
+"""The backward of colours from coordinates: encoding, stack and their gradients a tile of pixels at a time.
+
+Neither the encoding (1,024 numbers a pixel) nor its gradient is ever there as a whole, and what a stack keeps is that of
+one tile. Gradients are sums over tiles in a fixed order, in the parameters' dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .encoding import Encoding, cut_noise, fourier_features, points, table_lookup, tiles
+from .spec import StackInputs
+
+_ROWS = 1 << 16  # images x pixels of a tile: one 256 x 256 image
+
+
+class Wanted(NamedTuple):
+    """Which gradients are asked for: of the encoding's tensors, and those of `spec.Needs` but for `x`."""
+
+    fourier_weight: bool
+    fourier_bias: bool
+    table: bool
+    coords: bool
+    weights: bool
+    biases: bool
+    noise: bool
+
+
+class _Tile:
+    """The encoding of some pixels, made from leaves of its own."""
+
+    def __init__(self, e: Encoding, wanted: Wanted, first: int, count: int) -> None:
+        self.e, self.first, self.count = e, first, count
+        table = e.table
+        if table is not None and e.on_table_grid:
+            table = table.flatten(0, 1).narrow(0, first, count)  # its gradient is that of these entries alone
+        places = points(e, first, count)
+        given = (e.fourier_weight, e.fourier_bias, table, places)
+        with torch.enable_grad():
+            self.leaves = [
+                t if t is None else t.detach().requires_grad_(want) for t, want in zip(given, wanted[:4])
+            ]
+            weight, bias, table, self.places = self.leaves
+            dtype = e.dtype or weight.dtype
+            x = fourier_features(self.places, weight, bias).to(dtype)
+            if table is not None:
+                entries = table if e.on_table_grid else table_lookup(table, self.places, e.lookup)
+                x = torch.cat((x, entries.to(dtype)), -1)
+            self.x = x.unsqueeze(0) if x.dim() == 2 else x
+
+    def add(self, totals: list[Tensor | None], grad_x: Tensor) -> None:
+        """Add what `grad_x` gives the encoding's tensors."""
+        numbers = [k for k, leaf in enumerate(self.leaves) if leaf is not None and leaf.requires_grad]
+        for k, grad in zip(numbers, torch.autograd.grad(self.x, [self.leaves[k] for k in numbers], grad_x)):
+            total = totals[k]
+            if k == 2 and self.e.on_table_grid:
+                total = total.flatten(0, 1).narrow(0, self.first, self.count)
+            elif k == 3:
+                total = total.narrow(-2, self.first, self.count)
+            total += grad
+
+
+@torch.no_grad()
+def backward(
+    grad_rgb: Tensor, e: Encoding, inputs: StackInputs, spec_values: Sequence, wanted: Wanted, backend: str
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """Gradients of the encoding's four tensors, and of weights, styles, biases, noise strengths and given noise; None for
+    what is not wanted.
+
+    Args:
+        grad_rgb: `[B, P, C]`.
+        e: the encoding, whose size or points are those of the call.
+        inputs: the call's other tensors; `x` and `coords` are not read.
+        spec_values: the stack's constants, as the operators take them.
+        backend: the one that served the forward.
+    """
+    given = (e.fourier_weight, e.fourier_bias, e.table, e.coords)
+    found = [torch.zeros_like(t) if want else None for t, want in zip(given, wanted[:4])]
+    flags = [any(wanted[:4]), wanted.weights, wanted.biases, wanted.noise]
+    noise = inputs.noise if wanted.noise else None
+    summed = (
+        (inputs.weights, wanted.weights), (inputs.styles, wanted.weights), (inputs.biases, wanted.biases),
+        (inputs.noise_strengths, wanted.noise), (noise, noise is not None),
+    )  # fmt: skip
+    totals = [torch.zeros_like(t, memory_format=torch.contiguous_format) if want else None for t, want in summed]
+    for first, count in tiles(e.pixels, max(1, _ROWS // inputs.batch)):
+        tile = _Tile(e, wanted, first, count)
+        part = inputs._replace(
+            x=tile.x.detach(), coords=tile.places.detach().float(), noise=cut_noise(inputs.noise, first, count)
+        )
+        features, _, *kept = torch.ops.cips_kernels.modfc_stack(*part, *spec_values, False, True, backend)
+        grads = torch.ops.cips_kernels.modfc_stack_backward(
+            None, grad_rgb.narrow(1, first, count), *part, features, *kept, *spec_values, flags, backend
+        )
+        del features, kept
+        if flags[0]:
+            tile.add(found, grads[0])
+        for k, total in enumerate(totals):
+            if total is not None:
+                total = total.narrow(2, first, count) if k == 4 else total
+                total += grads[1 + k]
+    return found, totals
