@@ -358,6 +358,8 @@ def test_options_that_it_has_not_are_named():
     for name in ("n_layers", "table_init_std"):
         with pytest.raises(UsageError, match=f"{name}: expected none with preset 'stylegan2', which has no such thing"):
             TrainConfig(preset="stylegan2", device="cpu", **{name: 1}).resolve().generator_config()
+    with pytest.raises(UsageError, match="save: expected 'all' with preset 'stylegan2'"):
+        TrainConfig(preset="stylegan2", device="cpu", save="none").resolve().generator_config()
 
 
 def test_info_of_the_preset(capsys):

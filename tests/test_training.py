@@ -221,3 +221,9 @@ def test_graphed_steps_are_the_steps(dtype):
             torch.testing.assert_close(replayed[name], eager[name], rtol=tolerance, atol=tolerance)
     for eager, replayed in zip(runs[0][1] + runs[0][2], runs[1][1] + runs[1][2]):
         torch.testing.assert_close(replayed, eager, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("save", ["all", "some", "none"])
+def test_what_the_generator_keeps_is_an_option(save: str) -> None:
+    config = TrainConfig(size=16, batch=2, width=16, n_layers=3, d_width=1 / 512, device="cpu", save=save).resolve()
+    assert TrainingState(config).generator.synthesis.save == save

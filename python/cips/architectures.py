@@ -16,20 +16,23 @@ Config = GeneratorConfig | StyleGAN2Config
 
 
 def make_generator(
-    config: Config | str, *, dtype: torch.dtype | None = None, backend: str = "auto"
+    config: Config | str, *, dtype: torch.dtype | None = None, backend: str = "auto", save: str = "all"
 ) -> Generator | StyleGAN2:
-    """The generator of a configuration, or of a preset's name, with new random weights; `dtype` and `backend` as in
-    `Generator`.
+    """The generator of a configuration, or of a preset's name, with new random weights; `dtype`, `backend` and `save`
+    as in `Generator`; StyleGAN2's has layers that keep everything.
 
     Raises:
-        ValueError: no preset is called so.
+        ValueError: no preset is called so; `save` with StyleGAN2's.
     """
     if isinstance(config, str):
         if config not in presets:
             raise ValueError(f"config: expected one of {', '.join(presets)}, got {config!r}")
         config = presets[config]
-    kind = StyleGAN2 if isinstance(config, StyleGAN2Config) else Generator
-    return kind(config, dtype=dtype, backend=backend)
+    if isinstance(config, StyleGAN2Config):
+        if save != "all":
+            raise ValueError(f"save: expected 'all' with StyleGAN2's generator, got {save!r}")
+        return StyleGAN2(config, dtype=dtype, backend=backend)
+    return Generator(config, dtype=dtype, backend=backend, save=save)
 
 
 def config_from_dict(values: Mapping[str, Any]) -> Config:

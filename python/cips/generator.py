@@ -35,6 +35,8 @@ class Generator(MappedGenerator):
             on, otherwise the parameters'. The parameters stay float32, the mapping network and the RGB sum
             are computed in it.
         backend: of the stack, see `cips_kernels.backends()`.
+        save: what a backward finds kept of the stack, "all", "some" or "none"; with "none" not even the encoding
+            is there as a whole. See `cips_kernels.functional.modfc_stack`.
 
     Attributes:
         w_mean: `[style_dim]`, the mean w for truncation: a running mean of the training batches, or what
@@ -47,6 +49,7 @@ class Generator(MappedGenerator):
         *,
         dtype: torch.dtype | None = None,
         backend: str = "auto",
+        save: str = "all",
     ) -> None:
         if isinstance(config, str):
             if config not in presets:
@@ -74,6 +77,7 @@ class Generator(MappedGenerator):
             blocks=config.blocks,
             activation=config.activation,
             backend=backend,
+            save=save,
         )
 
     def forward(

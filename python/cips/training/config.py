@@ -22,6 +22,7 @@ from .augmentation import AUGMENTATIONS, Augmentation, make_augmentation, parse_
 from .recipes import AUTO, PRESET_DEFAULTS, RECIPES
 from .regimes import REGIMES, Cylinder, FullImage, Patches, Regime, check_patch, parse_stages
 
+SAVES = ("all", "some", "none")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -102,6 +103,9 @@ class TrainConfig:
     device: str = option(AUTO, "'cuda', 'cpu', ...; 'auto' takes a GPU if there is one")
     dtype: str = option(AUTO, "arithmetic: 'float32' or 'bfloat16'; 'auto' takes bfloat16 on a GPU")
     backend: str = option(AUTO, "of the fused stack, see python -m cips_kernels.env")
+    save: str = option(
+        "all", "what the generator keeps for its backward: 'all' outputs, 'some', or 'none' for large images, at a third more time"
+    )
     cuda_graphs: bool = option(True, "replay steps as CUDA graphs (on a GPU; the host is then never in the way)")
     seed: int = option(0, "of the weights, the latents, the noise and the order of the data")
     flip: bool = option(True, "mirror half of the real images")
@@ -189,6 +193,7 @@ class TrainConfig:
             ("stage_table", self.stage_table, ("keep", "grow")),
             ("augment", self.augment, tuple(AUGMENTATIONS)),
             ("lookup", self.lookup, (None, *LOOKUPS)),
+            ("save", self.save, SAVES),
         ):
             if value not in allowed:
                 names = " or ".join(map(str, (n for n in allowed if n not in (AUTO, None))))
@@ -302,6 +307,8 @@ class TrainConfig:
         for name in changes:
             if name not in fields:
                 raise UsageError(f"{name}: expected none with preset {self.preset!r}, which has no such thing")
+        if self.save != "all" and isinstance(config, StyleGAN2Config):
+            raise UsageError(f"save: expected 'all' with preset {self.preset!r}, whose layers keep everything")
         for name in ("width", "n_layers"):
             if name in changes and getattr(config, "widths", None) is not None:
                 raise UsageError(f"{name}: expected none with preset {self.preset!r}, whose layers have widths of their own")

@@ -29,7 +29,7 @@ FIXED = (
 )  # fmt: skip
 # What never alters what is learnt. Every other option may change too, and the run says so.
 FREE = (
-    "out", "resume", "init", "stages", "stage_table", "steps", "accumulate", "device", "backend", "cuda_graphs", "cache",
+    "out", "resume", "init", "stages", "stage_table", "steps", "accumulate", "device", "backend", "save", "cuda_graphs", "cache",
     "workers", "samples", "log_every", "sample_every", "checkpoint_every", "keep", "keep_every", "eval_every",
     "eval_metrics", "eval_count", "eval_extractor", "eval_weights", "wandb",
 )  # fmt: skip
@@ -72,9 +72,8 @@ class TrainingState:
         on_gpu = self.device.type == "cuda"
         # None: as the parameters, which are float32
         dtype = None if config.dtype == "float32" else DTYPES[config.dtype]
-        self.generator = make_generator(config.generator_config(), dtype=dtype, backend=config.backend).to(
-            self.device
-        )
+        model = config.generator_config()
+        self.generator = make_generator(model, dtype=dtype, backend=config.backend, save=config.save).to(self.device)
         self.discriminator = Discriminator(config.discriminator_config(), dtype=dtype).to(self.device)
         self.discriminator.to(memory_format=torch.channels_last)
         assert config.ema_decay is not None, "resolve() fills it in"
