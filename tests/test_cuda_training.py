@@ -201,6 +201,42 @@ def test_some_gradients_alone(alone: str) -> None:
         assert torch.equal(grad, whole[name]), name
 
 
+def slopes(case: StackCase, directions: list[StackCase]) -> Tensor:
+    """The loss's derivative along each direction by central differences of the float64 oracle's forward."""
+    step = 1e-6
+
+    def loss(sign: float, direction: StackCase) -> Tensor:
+        moves = direction.tensors()
+        count = {name: iter([moves[n] for n in moves if n.split("[")[0] == name]) for name in {n.split("[")[0] for n in moves}}
+        moved = case.map(lambda name, t: t + sign * step * next(count[name]) if t.is_floating_point() else t)
+        rgb = moved.call(reference.modfc_stack)[1]
+        return (rgb * loss_gradient(rgb)).sum()
+
+    return torch.stack([(loss(1, d) - loss(-1, d)) / (2 * step) for d in directions])
+
+
+def along(gradient: dict[str, Tensor], direction: StackCase) -> Tensor:
+    moves = direction.tensors()
+    return sum((g.double() * moves[name]).sum() for name, g in gradient.items() if name in moves)
+
+
+@pytest.mark.gpu
+def test_slopes_along_random_directions() -> None:
+    """Of everything at once, by differences: a truth that knows no backward."""
+    case = make("released, 1024", batch=2, pixels=500, noise="given")
+    exact = case.cast(torch.float64)
+    generator = torch.Generator().manual_seed(7)
+
+    def draw(_: str, t: Tensor) -> Tensor:
+        return torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.device)
+
+    directions = [exact.map(draw) for _ in range(40)]
+    truth = slopes(exact, directions)
+    found, eager = on_chip(case), gradients(case, reference.modfc_stack)
+    ours, theirs = (torch.stack([along(g, d) for d in directions]) for g in (found, eager))
+    assert_close_as_eager("slopes", ours, theirs, truth)
+
+
 @pytest.mark.gpu
 def test_twice_and_after_a_graph() -> None:
     """A kept graph gives the same again; so does a captured one."""
