@@ -124,7 +124,8 @@ def resolve(requested: str, device: torch.device, dtype: torch.dtype, on_chip: b
     Args:
         requested: a backend's name, or "auto".
         device, dtype: of the input.
-        on_chip: the call is a stack whose RGB sum alone is wanted, without gradients or such as training on chip serves.
+        on_chip: the call is a stack with leaky ReLUs whose RGB sum alone is wanted, without gradients or such as training
+            on chip serves.
 
     Raises:
         ValueError: unknown name.

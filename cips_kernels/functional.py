@@ -45,7 +45,8 @@ def _run(
     differentiated = _needs_gradient(*inputs)
     if save == "some" and differentiated and inputs.blend is None and len(segments.bounds(spec)) > 1:
         return _run_segments(inputs, spec, want_features, backend)
-    on_chip = bool(spec.depth and spec.rgb_after) and not want_features
+    # leaky ReLUs alone are what the on-chip kernels have
+    on_chip = spec.activation == "lrelu" and bool(spec.depth and spec.rgb_after) and not want_features
     if differentiated and save == "all":
         on_chip = cuda_saved.serves(spec, inputs.x.dtype, want_features)
     name = resolve(backend, inputs.x.device, inputs.x.dtype, on_chip)
@@ -182,8 +183,7 @@ def modfc(
         noise: None is off; an int or int64 scalar tensor is the seed of counter noise; a float tensor `[B, P]` is the noise.
         noise_strength: scalar tensor, 1 where None.
         demodulate: normalise each row of the modulated weight.
-        activation: "lrelu", "linear", "sin" or "sinrelu" (see `activations`; the sines are served by the reference
-            formulation).
+        activation: "lrelu", "linear", "sin" or "sinrelu" (see `activations`).
         negative_slope, gain: of the activation; slope >= 0, gain > 0. By default the official gain: 1 for "sin", sqrt(2)
             for the others.
         eps: added to the squared norm of a row.
@@ -390,5 +390,5 @@ def _encoded_stack(
         inputs = inputs._replace(x=encoded[:0] if none else encoded, coords=points(e).detach().float())
         features, rgb = _run(inputs, spec, want_features, backend, save)
         return (features if want_features and spec.depth else None), (rgb if spec.rgb_after else None)
-    name = resolve(backend, x.device, dtype, True)
+    name = resolve(backend, x.device, dtype, spec.activation == "lrelu")
     return None, ops.run_synthesis(e, inputs, spec, name)

@@ -92,10 +92,9 @@ def _spec(values: Sequence) -> StackSpec:
 
 
 def _module(backend: str, spec: StackSpec, inputs: StackInputs | None = None) -> ModuleType:
-    """What serves a call of a backend: the reference formulation where layers have a sine, and where (in a forward, whose
-    `inputs` are given) styles are blended by pixel, on all but `cuda`, which says itself what it can take."""
-    if spec.activation != "lrelu":
-        sines.warn(backend, spec)
+    """What serves a call of a backend: the reference formulation for the sines that it has no kernel for, and where (in a
+    forward, whose `inputs` are given) styles are blended by pixel, on all but `cuda`, which says itself what it can take."""
+    if spec.activation != "lrelu" and not sines.fused(backend, spec):
         return sines
     return blended if inputs is not None and inputs.blend is not None and backend != "cuda" else backend_module(backend)
 

@@ -107,5 +107,5 @@ class PreparedStack:
         inputs = StackInputs(
             x, parts["weights"], styles, parts["biases"], parts["noise_strengths"], None, seed, given, None
         )
-        name = resolve(self.stack.backend, styles.device, dtype, True)
+        name = resolve(self.stack.backend, styles.device, dtype, spec.activation == "lrelu")
         return ops.run_synthesis(e, inputs, spec, name)

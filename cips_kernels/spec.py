@@ -34,7 +34,7 @@ class StackSpec:
         blocks: (first, last) layer of each residual block, in order and apart: the block's output, which the next layer
             and the ToRGBs after `last` read, is `(y_last + skip(x_first)) / sqrt(2)`. The skip is the identity where
             both are as wide, otherwise a matrix among the weights.
-        activation: "lrelu", or "sin" or "sinrelu" (see `activations`), which the reference formulation serves.
+        activation: "lrelu", or "sin" or "sinrelu" (see `activations`).
     """
 
     widths: tuple[int, ...]
@@ -60,7 +60,8 @@ class StackSpec:
     @property
     def saved(self) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
         """Widths and blocks as which `packing` lays out what a forward saves. A leaky ReLU's backward reads signs off
-        outputs; a sine's reads the sums y of every layer, the last included, and makes outputs and blocks of them."""
+        outputs; a sine's reads the sums y of every layer, the last included, and makes outputs and blocks of them. Whoever
+        keeps sums for its own backward orders their channels as it likes."""
         return (self.widths, self.blocks) if self.activation == "lrelu" else ((*self.widths, 0), ())
 
     def rgbs_after(self, layer: int) -> list[int]:

@@ -4,13 +4,14 @@ import triton
 import triton.language as tl
 
 from .rgb import add_rgb_grad
+from .waves import activate_backward
 
 
 @triton.jit
 def _slice(
-    h, act_desc, out_desc, image, p0, i0, tile, offs_p, inside_p, drgb_ptr, rgb_m_ptr, stride_rb, stride_rc,
-    bias_part_ptr, pixels, in_features, negative_slope, gain, rows,
-    CHANNELS: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr, WIDTH: tl.constexpr,
+    h, act_desc, out_desc, made_desc, image, p0, i0, tile, offs_p, inside_p, drgb_ptr, rgb_m_ptr, stride_rb, stride_rc,
+    bias_part_ptr, pixels, in_features, evens, negative_slope, gain, rows,
+    CHANNELS: tl.constexpr, PARTS: tl.constexpr, MADE: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_P: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """WIDTH channels of the tail; returns `rows` with these channels' sums of `u` added."""
     offs_i = i0 + tl.arange(0, WIDTH)
@@ -20,7 +21,9 @@ def _slice(
         image, offs_p, offs_i, inside_p, inside_i, CHANNELS,
     )  # fmt: skip
     act = act_desc.load([image, p0, i0]).reshape(BLOCK_P, WIDTH)
-    u = gain * tl.where(act > 0, h, negative_slope * h)
+    u, made = activate_backward(h, act, offs_i, evens, negative_slope, gain, ACTIVATION, True)
+    if MADE:
+        made_desc.store([image, p0, i0], made.to(made_desc.dtype).reshape(1, BLOCK_P, WIDTH))
     out_desc.store([image, p0, i0], u.to(out_desc.dtype).reshape(1, BLOCK_P, WIDTH))
     if PARTS:
         # rows past the image are zero already: their u came from zeros
@@ -31,9 +34,9 @@ def _slice(
 
 @triton.jit
 def modfc_dgrad_descriptor_kernel(
-    u_desc, m_desc, act_desc, out_desc, drgb_ptr, rgb_m_ptr, stride_rb, stride_rc, bias_part_ptr, rows_part_ptr,
-    batch, pixels, in_features, out_features, negative_slope, gain, programs,
-    CHANNELS: tl.constexpr, PARTS: tl.constexpr,
+    u_desc, m_desc, act_desc, out_desc, made_desc, drgb_ptr, rgb_m_ptr, stride_rb, stride_rc, bias_part_ptr, rows_part_ptr,
+    batch, pixels, in_features, out_features, evens, negative_slope, gain, programs,
+    CHANNELS: tl.constexpr, PARTS: tl.constexpr, MADE: tl.constexpr, ACTIVATION: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr, FLATTEN: tl.constexpr,
 ):  # fmt: skip
     """`u` `[B, P, O]` -> `u` `[B, P, I]` of the layer below; `drgb` `[B, P, CHANNELS]` float32, contiguous."""
@@ -57,12 +60,14 @@ def modfc_dgrad_descriptor_kernel(
         row_tile = (image * tiles_p + tile_p).to(tl.int64)
         rows = tl.zeros((BLOCK_P,), dtype=tl.float32)
         rows = _slice(
-            low, act_desc, out_desc, image, p0, i0, row_tile, offs_p, inside_p, drgb_ptr, rgb_m_ptr,
-            stride_rb, stride_rc, bias_part_ptr, pixels, in_features, negative_slope, gain, rows, CHANNELS, PARTS, BLOCK_P, HALF,
+            low, act_desc, out_desc, made_desc, image, p0, i0, row_tile, offs_p, inside_p, drgb_ptr, rgb_m_ptr,
+            stride_rb, stride_rc, bias_part_ptr, pixels, in_features, evens, negative_slope, gain, rows,
+            CHANNELS, PARTS, MADE, ACTIVATION, BLOCK_P, HALF,
         )  # fmt: skip
         rows = _slice(
-            high, act_desc, out_desc, image, p0, i0 + HALF, row_tile, offs_p, inside_p, drgb_ptr, rgb_m_ptr,
-            stride_rb, stride_rc, bias_part_ptr, pixels, in_features, negative_slope, gain, rows, CHANNELS, PARTS, BLOCK_P, HALF,
+            high, act_desc, out_desc, made_desc, image, p0, i0 + HALF, row_tile, offs_p, inside_p, drgb_ptr, rgb_m_ptr,
+            stride_rb, stride_rc, bias_part_ptr, pixels, in_features, evens, negative_slope, gain, rows,
+            CHANNELS, PARTS, MADE, ACTIVATION, BLOCK_P, HALF,
         )  # fmt: skip
         if PARTS:
             at = (tile_i.to(tl.int64) * batch + image) * pixels + offs_p

@@ -8,17 +8,32 @@ memory leaves room for four stages of operands.
 import triton
 import triton.language as tl
 
+from .waves import activate
+
+
+@triton.jit
+def _store(desc, y, image, p0, o0, BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr, PARTS: tl.constexpr):
+    """A tile of one image, rounded, in PARTS slices."""
+    out = y.to(desc.dtype)
+    if PARTS == 1:
+        desc.store([image, p0, o0], out.reshape(1, BLOCK_P, BLOCK_O))
+    else:
+        HALF: tl.constexpr = BLOCK_O // 2
+        low, high = tl.split(tl.permute(tl.reshape(out, (BLOCK_P, 2, HALF)), (0, 2, 1)))
+        desc.store([image, p0, o0], low.reshape(1, BLOCK_P, HALF))
+        desc.store([image, p0, o0 + HALF], high.reshape(1, BLOCK_P, HALF))
+
 
 @triton.jit(do_not_specialize=["x_step"])
 def modfc_fwd_descriptor_kernel(
-    x_desc, x_step, m_desc, out_desc,
+    x_desc, x_step, m_desc, out_desc, sums_desc,
     bias_ptr, strength_ptr, noise_ptr, stride_noise_b,
     rgb_m_ptr, stride_rb, stride_rc, rgb_part_ptr,
-    batch, pixels, in_features, out_features, negative_slope, gain, programs,
-    NOISE: tl.constexpr, CHANNELS: tl.constexpr, STORE: tl.constexpr,
+    batch, pixels, in_features, out_features, evens, negative_slope, gain, programs,
+    NOISE: tl.constexpr, CHANNELS: tl.constexpr, STORE: tl.constexpr, SUMS: tl.constexpr, ACTIVATION: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """`x_step` is 0 where all images share one input, 1 otherwise; `CHANNELS` is 0 where no ToRGB reads."""
+    """`x_step` is 0 where all images share one input, 1 otherwise; `CHANNELS` is 0 where no ToRGB reads. SUMS: as in `forward`."""
     tiles_o = tl.cdiv(out_features, BLOCK_O)
     tiles_p = tl.cdiv(pixels, BLOCK_P)
     for tile in tl.range(tl.program_id(0), tiles_o * tiles_p * batch, programs, flatten=True):
@@ -42,7 +57,9 @@ def modfc_fwd_descriptor_kernel(
         y = acc + tl.load(bias_ptr + offs_o, mask=inside_o, other=0.0)[None, :]
         if NOISE:
             y += noise[:, None]
-        y = gain * tl.where(y > 0, y, negative_slope * y)
+        if SUMS:
+            _store(sums_desc, y, image, p0, o0, BLOCK_P, BLOCK_O, PARTS)
+        y = activate(y, offs_o, evens, negative_slope, gain, ACTIVATION, True)
         if CHANNELS > 0:
             part = rgb_part_ptr + ((tile_o.to(tl.int64) * batch + image) * pixels + offs_p) * CHANNELS
             r_row = rgb_m_ptr + image.to(tl.int64) * stride_rb + offs_o
@@ -51,11 +68,4 @@ def modfc_fwd_descriptor_kernel(
                 share = tl.sum(y * r[None, :], axis=1)
                 tl.store(part + c, share, mask=inside_p)
         if STORE:
-            out = y.to(out_desc.dtype)
-            if PARTS == 1:
-                out_desc.store([image, p0, o0], out.reshape(1, BLOCK_P, BLOCK_O))
-            else:
-                HALF: tl.constexpr = BLOCK_O // 2
-                low, high = tl.split(tl.permute(tl.reshape(out, (BLOCK_P, 2, HALF)), (0, 2, 1)))
-                out_desc.store([image, p0, o0], low.reshape(1, BLOCK_P, HALF))
-                out_desc.store([image, p0, o0 + HALF], high.reshape(1, BLOCK_P, HALF))
+            _store(out_desc, y, image, p0, o0, BLOCK_P, BLOCK_O, PARTS)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..spec import StackSpec
 from .config import Tile, device_limits, wgrad_tile
 from .fragment import check_fragment
+from .order import evens
 
 _SUM_ELEMENTS = 4096  # of a cut weight gradient that one program adds up
 _SLICED = 256  # a tile this wide leaves in two slices, so that four stages of operands fit beside its staging
@@ -53,7 +54,7 @@ def _programs(tiles: int, device: torch.device) -> int:
 
 def forward(
     x: Tensor, m: Tensor, bias: Tensor, strength: Tensor, noise: Tensor | None, out: Tensor | None, rgb_m: Tensor | None,
-    rgb_part: Tensor | None, tile: Tile, spec: StackSpec,
+    rgb_part: Tensor | None, tile: Tile, spec: StackSpec, sums: Tensor | None,
 ) -> None:  # fmt: skip
     """As `layers.layer_forward`, for operands that are `usable`."""
     batch, out_features, in_features = m.shape
@@ -68,10 +69,12 @@ def forward(
     modfc_fwd_descriptor_kernel[(programs,)](
         x_desc, int(x.shape[0] > 1), describe(m, tile.cols, tile.inner),
         x_desc if out is None else describe(out, tile.rows, tile.cols // parts),
+        x_desc if sums is None else describe(sums, tile.rows, tile.cols // parts),
         bias, strength, bias if noise is None else noise, 0 if noise is None else noise.stride(0),
         r, r.stride(0), r.stride(1), bias if rgb_part is None else rgb_part,
-        batch, pixels, in_features, out_features, spec.negative_slope, spec.gain, programs,
-        NOISE=noise is not None, CHANNELS=0 if rgb_m is None else rgb_m.shape[1], STORE=out is not None,
+        batch, pixels, in_features, out_features, evens(spec, out_features), spec.negative_slope, spec.gain, programs,
+        NOISE=noise is not None, CHANNELS=0 if rgb_m is None else rgb_m.shape[1], STORE=out is not None, SUMS=sums is not None,
+        ACTIVATION=spec.activation,
         BLOCK_P=tile.rows, BLOCK_O=tile.cols, BLOCK_I=tile.inner, PARTS=parts,
         # with the sums in tensor memory (10.0) their way out takes the room of the fourth stage
         num_warps=tile.warps, num_stages=4 if device_limits(x.device)[1] < (10, 0) else 3,
@@ -80,7 +83,7 @@ def forward(
 
 def dgrad(
     u: Tensor, m: Tensor, act: Tensor, drgb: Tensor | None, rgb_m: Tensor | None, out: Tensor,
-    bias_part: Tensor | None, rows_part: Tensor | None, tile: Tile, spec: StackSpec,
+    bias_part: Tensor | None, rows_part: Tensor | None, tile: Tile, spec: StackSpec, made: Tensor | None,
 ) -> None:  # fmt: skip
     """As `layers.layer_dgrad`, for operands that are `usable`; `drgb` contiguous."""
     batch, out_features, in_features = m.shape
@@ -90,13 +93,16 @@ def dgrad(
     from .descriptor_dgrad import modfc_dgrad_descriptor_kernel
 
     r = m if rgb_m is None else rgb_m
+    out_desc = describe(out, tile.rows, tile.cols // 2)
     modfc_dgrad_descriptor_kernel[(programs,)](
         describe(u, tile.rows, tile.inner), describe(m, tile.inner, tile.cols),
-        describe(act, tile.rows, tile.cols // 2), describe(out, tile.rows, tile.cols // 2),
+        describe(act, tile.rows, tile.cols // 2),
+        out_desc, out_desc if made is None else describe(made, tile.rows, tile.cols // 2),
         u if drgb is None else drgb, r, r.stride(0), r.stride(1),
         u if bias_part is None else bias_part, u if rows_part is None else rows_part,
-        batch, pixels, in_features, out_features, spec.negative_slope, spec.gain, programs,
-        CHANNELS=0 if rgb_m is None else rgb_m.shape[1], PARTS=bias_part is not None,
+        batch, pixels, in_features, out_features, evens(spec, in_features), spec.negative_slope, spec.gain, programs,
+        CHANNELS=0 if rgb_m is None else rgb_m.shape[1], PARTS=bias_part is not None, MADE=made is not None,
+        ACTIVATION=spec.activation,
         BLOCK_P=tile.rows, BLOCK_I=tile.cols, BLOCK_O=tile.inner, FLATTEN=True,
         num_warps=tile.warps, num_stages=3,
     )  # fmt: skip

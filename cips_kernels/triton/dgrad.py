@@ -1,7 +1,8 @@
 """From the gradient of a layer's output to that of its input, and on through the activation below.
 
 `h = u M` (plus `dRGB R` where a ToRGB read the same features), then, while the tile is still in registers, the mask of
-the layer below: `u' = g h (1 or slope)`, of which only the sign of that layer's output is needed. What its bias and
+the layer below: `u' = g h (1 or slope)`, of which only the sign of that layer's output is needed. With a sine its sums are
+read instead, `u' = g h cos(y)`, and the output, which a weight gradient reads, is made of them again. What its bias and
 its noise strength need of `u'` goes out as partial sums of each tile, added up afterwards in a fixed order.
 """
 
@@ -10,26 +11,31 @@ import triton.language as tl
 
 from .rgb import add_rgb_grad
 from .rounding import operand
+from .waves import activate_backward
 
 
 @triton.jit
 def _finish(
     h, act_tile, inside, image, tile_p, tiles_p, tile_i, offs_p, offs_i, inside_p, inside_i,
     drgb_ptr, stride_db, stride_dp, stride_dc, rgb_m_ptr, stride_rb, stride_rc,
-    u_ptr, bias_part_ptr, rows_part_ptr,
-    batch, pixels, in_features, negative_slope, gain,
-    CHANNELS: tl.constexpr, PARTS: tl.constexpr,
+    u_ptr, made_ptr, bias_part_ptr, rows_part_ptr,
+    batch, pixels, in_features, evens, negative_slope, gain,
+    CHANNELS: tl.constexpr, PARTS: tl.constexpr, MADE: tl.constexpr, ACTIVATION: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """The tail shared by the product kernel and by the head of the chain, which has no product."""
+    BLOCK_P: tl.constexpr = h.shape[0]
     act = tl.load(act_tile, mask=inside, other=0.0)
     global_tile = (image * tiles_p + tile_p).to(tl.int64)
     h = add_rgb_grad(
         h, drgb_ptr, stride_db, stride_dp, stride_dc, rgb_m_ptr, stride_rb, stride_rc,
         image, offs_p, offs_i, inside_p, inside_i, CHANNELS,
     )  # fmt: skip
-    u = gain * tl.where(act > 0, h, negative_slope * h)
-    u_tile = u_ptr + (image.to(tl.int64) * pixels + offs_p)[:, None] * in_features + offs_i[None, :]
-    tl.store(u_tile, u.to(u_ptr.dtype.element_ty), mask=inside)
+    u, made = activate_backward(h, act, offs_i, evens, negative_slope, gain, ACTIVATION, FAST)
+    first = (image.to(tl.int64) * pixels + tile_p * BLOCK_P) * in_features
+    at = tl.arange(0, BLOCK_P)[:, None] * in_features + offs_i[None, :]
+    tl.store(u_ptr + first + at, u.to(u_ptr.dtype.element_ty), mask=inside)
+    if MADE:
+        tl.store(made_ptr + first + at, made.to(made_ptr.dtype.element_ty), mask=inside)
     if PARTS:
         u = tl.where(inside_p[:, None], u, 0.0)
         tl.store(bias_part_ptr + global_tile * in_features + offs_i, tl.sum(u, axis=0), mask=inside_i)
@@ -43,12 +49,15 @@ def modfc_dgrad_kernel(
     u_ptr, m_ptr, stride_mb, stride_mo,
     act_ptr,
     drgb_ptr, stride_db, stride_dp, stride_dc, rgb_m_ptr, stride_rb, stride_rc,
-    out_ptr, bias_part_ptr, rows_part_ptr,
-    batch, pixels, in_features, out_features, negative_slope, gain,
-    CHANNELS: tl.constexpr, PARTS: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    out_ptr, made_ptr, bias_part_ptr, rows_part_ptr,
+    batch, pixels, in_features, out_features, evens, negative_slope, gain,
+    CHANNELS: tl.constexpr, PARTS: tl.constexpr, MADE: tl.constexpr, ACTIVATION: tl.constexpr, FAST: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
-    """`u` `[B, P, O]` of a layer -> `u` `[B, P, I]` of the layer below, whose output `act` `[B, P, I]` was this one's input."""
+    """`u` `[B, P, O]` of a layer -> `u` `[B, P, I]` of the layer below, whose output `act` `[B, P, I]` was this one's input.
+
+    With a sine `act` has the layer's sums; MADE: its output goes to `made` `[B, P, I]`.
+    """
     pid = tl.program_id(0)
     tiles_i = tl.cdiv(in_features, BLOCK_I)
     tiles_p = tl.cdiv(pixels, BLOCK_P)
@@ -81,8 +90,8 @@ def modfc_dgrad_kernel(
     _finish(
         h, act_tile, inside_p[:, None] & inside_i[None, :], image, tile_p, tiles_p, tile_i, offs_p, offs_i,
         inside_p, inside_i, drgb_ptr, stride_db, stride_dp, stride_dc, rgb_m_ptr, stride_rb, stride_rc,
-        out_ptr, bias_part_ptr, rows_part_ptr, batch, pixels, in_features, negative_slope, gain,
-        CHANNELS, PARTS,
+        out_ptr, made_ptr, bias_part_ptr, rows_part_ptr, batch, pixels, in_features, evens, negative_slope, gain,
+        CHANNELS, PARTS, MADE, ACTIVATION, FAST,
     )  # fmt: skip
 
 
@@ -92,8 +101,8 @@ def modfc_head_kernel(
     act_ptr, stride_ab, stride_ap, stride_ai,
     drgb_ptr, stride_db, stride_dp, stride_dc, rgb_m_ptr, stride_rb, stride_rc,
     out_ptr, bias_part_ptr, rows_part_ptr,
-    batch, pixels, in_features, negative_slope, gain,
-    GRAD: tl.constexpr, CHANNELS: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_I: tl.constexpr,
+    batch, pixels, in_features, evens, negative_slope, gain,
+    GRAD: tl.constexpr, CHANNELS: tl.constexpr, PARTS: tl.constexpr, ACTIVATION: tl.constexpr, FAST: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     """The start of the chain: `u` of the last layer from the gradients of the features and of the RGB sum."""
     pid = tl.program_id(0)
@@ -115,6 +124,6 @@ def modfc_head_kernel(
     _finish(
         h, act_tile, inside, image, tile_p, tiles_p, tile_i, offs_p, offs_i,
         inside_p, inside_i, drgb_ptr, stride_db, stride_dp, stride_dc, rgb_m_ptr, stride_rb, stride_rc,
-        out_ptr, bias_part_ptr, rows_part_ptr, batch, pixels, in_features, negative_slope, gain,
-        CHANNELS, PARTS,
+        out_ptr, out_ptr, bias_part_ptr, rows_part_ptr, batch, pixels, in_features, evens, negative_slope, gain,
+        CHANNELS, PARTS, False, ACTIVATION, FAST,
     )  # fmt: skip

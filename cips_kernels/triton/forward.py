@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from .rounding import operand
+from .waves import activate
 
 
 @triton.jit
@@ -16,13 +17,15 @@ def modfc_fwd_kernel(
     x_ptr, stride_xb, stride_xp, stride_xi,
     m_ptr, stride_mb, stride_mo,
     bias_ptr, strength_ptr, noise_ptr, stride_noise_b,
-    out_ptr, stride_ob, stride_op, stride_oo,
+    out_ptr, stride_ob, stride_op, stride_oo, sums_ptr,
     rgb_m_ptr, stride_rb, stride_rc, rgb_part_ptr,
-    batch, pixels, in_features, out_features, channels, negative_slope, gain,
-    NOISE: tl.constexpr, RGB: tl.constexpr, STORE: tl.constexpr, X_WIDE: tl.constexpr, OUT_WIDE: tl.constexpr, EVEN_K: tl.constexpr,
+    batch, pixels, in_features, out_features, channels, evens, negative_slope, gain,
+    NOISE: tl.constexpr, RGB: tl.constexpr, STORE: tl.constexpr, SUMS: tl.constexpr, ACTIVATION: tl.constexpr, FAST: tl.constexpr,
+    X_WIDE: tl.constexpr, OUT_WIDE: tl.constexpr, EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    """SUMS: what the activation reads is kept too, in `sums` `[B, P, O]`, contiguous. `evens`: see `activate`."""
     pid = tl.program_id(0)
     tiles_o = tl.cdiv(out_features, BLOCK_O)
     tiles_p = tl.cdiv(pixels, BLOCK_P)
@@ -69,7 +72,10 @@ def modfc_fwd_kernel(
     y = acc + bias[None, :]
     if NOISE:
         y += noise[:, None]
-    out = (gain * tl.where(y > 0, y, negative_slope * y)).to(out_ptr.dtype.element_ty)
+    if SUMS:
+        sums_tile = sums_ptr + (image.to(tl.int64) * pixels + offs_p)[:, None] * out_features + offs_o[None, :]
+        tl.store(sums_tile, y.to(sums_ptr.dtype.element_ty), mask=inside_p[:, None] & inside_o[None, :])
+    out = activate(y, offs_o, evens, negative_slope, gain, ACTIVATION, FAST).to(out_ptr.dtype.element_ty)
     if STORE:
         out_tile = out_ptr + image.to(tl.int64) * stride_ob + offs_p[:, None] * stride_op
         if OUT_WIDE:

@@ -30,6 +30,7 @@ from .forward import modfc_fwd_kernel
 from .fragment import check_fragment
 from .input_grad import modfc_dgrad_input_kernel
 from .noise import counter_noise_kernel
+from .order import evens
 from .rgb import rgb_fwd_kernel, rgb_sum_kernel
 from .rgb_wgrad import rgb_wgrad_kernel
 from .strength import noise_bwd_kernel
@@ -71,6 +72,11 @@ def noise_values(inputs: StackInputs, spec: StackSpec, first_pixel: int, first_i
     return out
 
 
+def _fast_sine(x: Tensor) -> bool:
+    """Whether the hardware's sine serves: for results of 16 bits, compiled for an NVIDIA GPU."""
+    return x.dtype.itemsize == 2 and not Arithmetic.of(x).upcast and torch.version.hip is None
+
+
 def _batch_stride(t: Tensor, batch: int) -> int:
     return t.stride(0) if t.shape[0] == batch and batch > 1 else 0
 
@@ -89,16 +95,18 @@ def layer_forward(
     rgb_m: Tensor | None,
     rgb_part: Tensor | None,
     spec: StackSpec,
+    sums: Tensor | None = None,
 ) -> None:
-    """One layer into `out` (None: not kept), its ToRGB's shares into `rgb_part` `[T, B, P, C]` (None: none reads it)."""
+    """One layer into `out` (None: not kept), its ToRGB's shares into `rgb_part` `[T, B, P, C]` (None: none reads it), what
+    its activation read into `sums` `[B, P, O]` (contiguous; None: not kept)."""
     batch, out_features, in_features = m.shape
     pixels = x.shape[1]
     arithmetic = Arithmetic.of(x)
     tile = product_tile(out_features, in_features, x.dtype, x.device)
     channels = 1 if rgb_m is None else rgb_m.shape[1]
-    operands = (x, m) if out is None else (x, m, out)
+    operands = [t for t in (x, m, out, sums) if t is not None]
     if channels <= _FEW_CHANNELS and descriptors.usable(*operands):
-        descriptors.forward(x, m, bias, strength, noise, out, rgb_m, rgb_part, tile, spec)
+        descriptors.forward(x, m, bias, strength, noise, out, rgb_m, rgb_part, tile, spec, sums)
         return
     target = x if out is None else out
     r = m if rgb_m is None else rgb_m
@@ -107,10 +115,11 @@ def layer_forward(
         x, _batch_stride(x, batch), x.stride(1), x.stride(2),
         m, m.stride(0), m.stride(1),
         bias, strength, bias if noise is None else noise, 0 if noise is None else noise.stride(0),
-        target, target.stride(0), target.stride(1), target.stride(2),
+        target, target.stride(0), target.stride(1), target.stride(2), x if sums is None else sums,
         r, r.stride(0), r.stride(1), bias if rgb_part is None else rgb_part,
-        batch, pixels, in_features, out_features, channels, spec.negative_slope, spec.gain,
-        NOISE=noise is not None, RGB=rgb_m is not None, STORE=out is not None,
+        batch, pixels, in_features, out_features, channels, evens(spec, out_features), spec.negative_slope, spec.gain,
+        NOISE=noise is not None, RGB=rgb_m is not None, STORE=out is not None, SUMS=sums is not None,
+        ACTIVATION=spec.activation, FAST=_fast_sine(x),
         X_WIDE=x.stride(2) != 1, OUT_WIDE=target.stride(2) != 1, EVEN_K=in_features % tile.inner == 0,
         PRECISION=arithmetic.precision, UPCAST=arithmetic.upcast,
         BLOCK_P=tile.rows, BLOCK_O=tile.cols, BLOCK_I=tile.inner, BLOCK_C=_channels_block(channels),
@@ -166,9 +175,14 @@ def _rgb_arguments(drgb: Tensor | None, rgb_m: Tensor | None, fallback: Tensor) 
 
 
 def layer_dgrad(
-    u: Tensor, m: Tensor, act: Tensor, drgb: Tensor | None, rgb_m: Tensor | None, wanted: bool, spec: StackSpec
-) -> tuple[Tensor, Parts | None]:
-    """`u` `[B, P, O]` of a layer to that of the layer below, `[B, P, I]`, and its parts where `wanted`."""
+    u: Tensor, m: Tensor, act: Tensor, drgb: Tensor | None, rgb_m: Tensor | None, wanted: bool, spec: StackSpec,
+    made: Tensor | None = None,
+) -> tuple[Tensor, Parts | None]:  # fmt: skip
+    """`u` `[B, P, O]` of a layer to that of the layer below, `[B, P, I]`, and its parts where `wanted`.
+
+    `act` `[B, P, I]` is the lower layer's output, or its sums where the activation is a sine; then its output goes to `made`,
+    if given.
+    """
     batch, out_features, in_features = m.shape
     pixels = u.shape[1]
     arithmetic = Arithmetic.of(u)
@@ -178,13 +192,15 @@ def layer_dgrad(
     sums = (u, u) if parts is None else (parts.bias, parts.rows)
     channels = 0 if rgb_m is None else rgb_m.shape[1]
     if channels <= _FEW_CHANNELS and tile.cols >= 32 and descriptors.usable(u, m, act, out):
-        descriptors.dgrad(u, m, act, drgb, rgb_m, out, *(parts and sums or (None, None)), tile, spec)
+        descriptors.dgrad(u, m, act, drgb, rgb_m, out, *(parts and sums or (None, None)), tile, spec, made)
         return out, parts
     grid = (batch * triton.cdiv(pixels, tile.rows) * triton.cdiv(in_features, tile.cols),)
     modfc_dgrad_kernel[grid](
-        u, m, m.stride(0), m.stride(1), act, *_rgb_arguments(drgb, rgb_m, u), out, *sums,
-        batch, pixels, in_features, out_features, spec.negative_slope, spec.gain,
-        CHANNELS=channels, PARTS=wanted, EVEN_K=out_features % tile.inner == 0,
+        u, m, m.stride(0), m.stride(1), act, *_rgb_arguments(drgb, rgb_m, u), out,
+        out if made is None else made, *sums,
+        batch, pixels, in_features, out_features, evens(spec, in_features), spec.negative_slope, spec.gain,
+        CHANNELS=channels, PARTS=wanted, MADE=made is not None,
+        ACTIVATION=spec.activation, FAST=_fast_sine(u), EVEN_K=out_features % tile.inner == 0,
         PRECISION=arithmetic.precision, UPCAST=arithmetic.upcast,
         BLOCK_P=tile.rows, BLOCK_I=tile.cols, BLOCK_O=tile.inner, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
@@ -194,7 +210,8 @@ def layer_dgrad(
 def head(
     grad: Tensor | None, act: Tensor, drgb: Tensor | None, rgb_m: Tensor | None, wanted: bool, spec: StackSpec
 ) -> tuple[Tensor, Parts | None]:
-    """`u` of the last layer, from the gradients of its features `act` and of the RGB sum; and its parts where `wanted`."""
+    """`u` of the last layer, from the gradients of its features `act` and of the RGB sum; and its parts where `wanted`.
+    Where the activation is a sine `act` has the layer's sums."""
     batch, pixels, width = act.shape
     tile = head_tile(pixels, width)
     out = torch.empty((batch, pixels, width), dtype=act.dtype, device=act.device)
@@ -204,9 +221,10 @@ def head(
     grid = (batch * triton.cdiv(pixels, tile.rows) * triton.cdiv(width, tile.cols),)
     modfc_head_kernel[grid](
         source, source.stride(0), source.stride(1), source.stride(2), act, act.stride(0), act.stride(1), act.stride(2),
-        *_rgb_arguments(drgb, rgb_m, act), out, *sums, batch, pixels, width, spec.negative_slope, spec.gain,
+        *_rgb_arguments(drgb, rgb_m, act), out, *sums, batch, pixels, width,
+        evens(spec, width), spec.negative_slope, spec.gain,
         GRAD=grad is not None, CHANNELS=0 if rgb_m is None else rgb_m.shape[1], PARTS=wanted,
-        BLOCK_P=tile.rows, BLOCK_I=tile.cols, num_warps=tile.warps,
+        ACTIVATION=spec.activation, FAST=_fast_sine(act), BLOCK_P=tile.rows, BLOCK_I=tile.cols, num_warps=tile.warps,
     )  # fmt: skip
     return out, parts
 

@@ -1,4 +1,9 @@
-"""The `triton` backend: the stack layer by layer, each layer's whole tail fused into its product."""
+"""The `triton` backend: the stack layer by layer, each layer's whole tail fused into its product.
+
+Where the activation is a sine a forward that saves keeps sums instead of outputs, and a layer's output, which the gradient
+of the next one's weight reads, is made of its sums in the backward: one more write there instead of one more activation
+kept. Sines in residual blocks are not served.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,7 @@ from torch import Tensor
 
 from ..packing import Skip, activation, empty_activations, summand
 from ..spec import SQRT_HALF, Needs, StackGrads, StackInputs, StackSaved, StackSpec, empty_like_layout
-from . import layers, modulation, residual
+from . import layers, modulation, order, residual
 from .layers import noise_values
 from .modulation import modulate, modulate_backward
 
@@ -55,9 +60,11 @@ def _run_layers(
     rgb: Tensor,
     first_pixel: int,
     summands: list[Tensor] | None = None,
+    sums: list[Tensor] | None = None,
 ) -> None:
     """Every layer of one chunk of pixels; `outputs[l]` is where layer l goes, None where nothing reads it again.
-    `summands` are kept for the backward; without it a block's output takes the memory of its last layer's."""
+    `summands`, and where the activation is a sine `sums`, are kept for the backward; without it a block's output takes
+    the memory of its last layer's."""
     packing, batch, pixels = spec.packing(inputs.batch), inputs.batch, inputs.pixels
     noise = layers.noise_values(inputs, spec, first_pixel)
     readers = sorted(set(spec.rgb_after))
@@ -82,6 +89,7 @@ def _run_layers(
             _rgb_matrix(spec, layer, mods) if block is None else None,
             shares.get(layer) if block is None else None,
             spec if block is None else at_end,
+            None if sums is None else sums[layer],
         )
         if block is not None:
             first = spec.blocks[block][0]
@@ -96,10 +104,22 @@ def _run_layers(
         layers.rgb_sum(every, biases, len(spec.rgb_after), inputs.skip, rgb)
 
 
+def _passing(inputs: StackInputs, spec: StackSpec) -> list[Tensor]:
+    """Where the outputs of all layers but the last lie until the next has read them, `[B, P, O]` each."""
+    rows, widths = inputs.batch * inputs.pixels, spec.widths[1:-1]
+    numbers = spec.output_buffers()
+    buffers = [inputs.x.new_empty(rows * max(widths, default=0)) for _ in range(max(numbers[:-1], default=-1) + 1)]
+    return [
+        buffers[number].narrow(0, 0, rows * width).view(inputs.batch, inputs.pixels, width)
+        for number, width in zip(numbers, widths)
+    ]
+
+
 def forward(
     inputs: StackInputs, spec: StackSpec, want_features: bool, save: bool, modulation: ModuleType = modulation
 ) -> tuple[Tensor, Tensor, StackSaved]:
     """Serve a forward call; `modulation` makes the modulated weights (this backend's or the `cuda` one's)."""
+    inputs = order.in_order_of_outputs(inputs, spec)
     x, batch, pixels = inputs.x, inputs.batch, inputs.pixels
     packing = spec.packing(batch)
     flat_mods = modulation.modulate(inputs.weights, inputs.styles, packing, x.dtype, spec.eps)
@@ -108,10 +128,12 @@ def forward(
     keep = spec.depth > 0 and (want_features or save)
     features = empty_like_layout(x, batch, spec.widths[-1], x.dtype) if keep else x.new_empty(0)
     if save:
-        activations = empty_activations(x, spec.widths, batch, pixels, spec.blocks)
-        outputs = [activation(activations, spec.widths, batch, pixels, i) for i in range(spec.depth - 1)]
+        widths, blocks = spec.saved
+        activations = empty_activations(x, widths, batch, pixels, blocks)
+        kept = [activation(activations, widths, batch, pixels, i) for i in range(len(widths) - 2)]
+        outputs, sums = (kept, None) if spec.activation == "lrelu" else (_passing(inputs, spec), kept)
         outputs = [*outputs, features] if spec.depth else []
-        _run_layers(inputs, spec, mods, outputs, rgb, 0, _summands(activations, inputs, spec))
+        _run_layers(inputs, spec, mods, outputs, rgb, 0, _summands(activations, inputs, spec), sums)
         return features, rgb, StackSaved(features, activations, flat_mods)
     count = max(1, _CHUNK_ROWS // batch)
     # the output of a block that ends the stack has to be somewhere, though nothing but a ToRGB reads it
@@ -203,6 +225,26 @@ class _Backward:
             layers.layer_wgrad(u, x, self.packing.mod(self.grad_mods, self.packing.layers[layer]))
 
 
+def _chain_of_sines(state: _Backward, grad_features: Tensor | None, features: Tensor, sums: list[Tensor]) -> Tensor:
+    """`u` of layer 0, from the last down, where the activation is a sine; all layers' gradients but its weight's on the
+    way. `sums` of every layer."""
+    spec, wanted = state.spec, state.wants_parts
+    last = spec.depth - 1
+    u, parts = layers.head(grad_features, sums[last], state.drgb, state.rgb_matrix(last), wanted, spec)
+    state.collect(features, parts, last)
+    for layer in range(last, 0, -1):
+        y = sums[layer - 1]
+        made = torch.empty_like(y) if state.needs.weights else None
+        below, parts = layers.layer_dgrad(
+            u, state.mods[layer], y, state.drgb, state.rgb_matrix(layer - 1), wanted, spec, made
+        )
+        if made is not None:
+            state.wgrad(u, made, layer)
+        state.collect(made, parts, layer - 1)
+        u = below
+    return u
+
+
 def backward(
     grad_features: Tensor | None,
     grad_rgb: Tensor | None,
@@ -213,15 +255,19 @@ def backward(
     modulation: ModuleType = modulation,
 ) -> StackGrads:
     """Serve a backward call: the chain from the last layer down, each layer's weight gradient on the way."""
+    inputs = order.in_order_of_outputs(inputs, spec)
     x, batch, pixels = inputs.x, inputs.batch, inputs.pixels
     packing = spec.packing(batch)
     mods = [packing.mod(saved.mods, matrix) for matrix in packing.matrices]
     drgb = grad_rgb.contiguous() if grad_rgb is not None and spec.rgb_after else None
     state = _Backward(inputs, spec, needs, mods, drgb)
     state.summands = _summands(saved.activations, inputs, spec)
-    acts = [activation(saved.activations, spec.widths, batch, pixels, i) for i in range(spec.depth - 1)]
+    widths, _ = spec.saved
+    acts = [activation(saved.activations, widths, batch, pixels, i) for i in range(len(widths) - 2)]
     u = None
-    if spec.depth:
+    if spec.depth and spec.activation != "lrelu":
+        u = _chain_of_sines(state, grad_features, saved.features, acts)
+    elif spec.depth:
         last = spec.depth - 1
         rgb_m = state.rgb_matrix(last)
         if spec.block_to(last) is None:
@@ -230,7 +276,7 @@ def backward(
             h = residual.output_grad(None, None, drgb, rgb_m, grad_features, saved.features)
             u, parts = state.activate(h, saved.features, last)
         state.collect(saved.features, parts, last)
-    for layer in range(spec.depth - 1, 0, -1):
+    for layer in range(spec.depth - 1 if spec.activation == "lrelu" else 0, 0, -1):
         act = acts[layer - 1]
         state.wgrad(u, act, layer)
         rgb_m, begins = state.rgb_matrix(layer - 1), spec.block_from(layer)
@@ -268,4 +314,5 @@ def backward(
         )
         for skip, grad in state.grad_skips.items():
             packing.weight(grad_weights, skip).copy_(grad)
-    return StackGrads(grad_x, grad_weights, grad_styles, state.biases, state.strengths, state.grad_noise)
+    grads = StackGrads(grad_x, grad_weights, grad_styles, state.biases, state.strengths, state.grad_noise)
+    return order.in_order_of_sums(grads, spec, batch)
