@@ -112,12 +112,14 @@ def recording(capability: tuple[int, int]) -> Iterator[list[Compiled]]:
         JITFunction.run = plain_run
 
 
-def run_stack(widths: tuple[int, ...], rgb_after: tuple[int, ...], batch: int, pixels: int, dtype: torch.dtype) -> None:
+def run_stack(
+    widths: tuple[int, ...], rgb_after: tuple[int, ...], batch: int, pixels: int, dtype: torch.dtype, activation: str = "lrelu"
+) -> None:
     """Forward for inference, forward for training and backward of one stack, on tensors whose values nothing reads."""
     from cips_kernels.spec import Needs, StackInputs, StackSpec
     from cips_kernels.triton import stack
 
-    spec = StackSpec(widths, rgb_after)
+    spec = StackSpec(widths, rgb_after, activation=activation)
     packing = spec.packing(batch)
     inputs = StackInputs(
         torch.zeros(batch, pixels, widths[0], dtype=dtype),
@@ -178,12 +180,20 @@ def main(capability: tuple[int, int]) -> None:
                     continue  # the same code as bfloat16
                 kernels.clear()
                 run_stack(widths, (-1, 1, len(widths) - 2), 2, 1024, dtype)
+                plain = len(kernels)
+                for activation in () if dtype == torch.float16 else ("sin", "sinrelu"):
+                    run_stack(widths, (-1, 1, len(widths) - 2), 2, 1024, dtype, activation)
+                sines = kernels[plain:]
+                del kernels[plain:]
                 run_wgrads(*((15, 512) if large else (3, 64)), 256, dtype)
                 run_filters(*((128, 64) if large else (33, 17)), dtype)
-                for kernel in {(k.name, k.ptx): k for k in kernels}.values():
+                once = {(k.name, k.ptx): (k, False) for k in kernels}
+                once |= {key: (k, True) for k in sines if (key := (k.name, k.ptx)) not in once}
+                for kernel, sine in once.values():
                     found.append(
                         {
                             "name": kernel.name,
+                            "sine": sine,
                             "dtype": str(dtype).removeprefix("torch."),
                             "large": large,
                             "instructions": [i for i in INSTRUCTIONS if i in kernel.ptx],
