@@ -36,7 +36,7 @@ class GeneratorConfig:
         residual: residual blocks of two layers behind the first layer (the official `CIPSres`), each `(conv2(
             conv1(x)) + skip(x)) / sqrt(2)`; the number of layers is odd then.
         activation: of every modulated layer: "lrelu" (slope 0.2, gain sqrt 2), or the official code's "sin" (no gain) or
-            "sinrelu" (even channels leaky ReLUs, odd ones sines, gain sqrt 2). The sines have no fused kernel.
+            "sinrelu" (even channels leaky ReLUs, odd ones sines, gain sqrt 2).
     """
 
     size: tuple[int, int] = (256, 256)
