@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cips import grids
+from cips import Generator, GeneratorConfig, grids
 from cips.encodings import CoordinateEncoding, CoordinateTable, FourierFeatures
 
 
@@ -175,3 +175,18 @@ def test_in_float64_the_compat_lookup_is_exact():
 def test_unknown_lookup():
     with pytest.raises(ValueError, match="lookup: expected one of exact, compat, got 'nearest'"):
         CoordinateTable(1, 2)(torch.zeros(1, 2), "nearest")
+
+
+@pytest.mark.parametrize("save", ["some", "none"])
+def test_what_is_kept_changes_no_gradient(save: str) -> None:
+    config = GeneratorConfig(size=8, width=16, n_layers=3)
+    z = torch.randn(2, config.style_dim, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found = []
+    for kept in ("all", save):
+        torch.manual_seed(0)
+        generator = Generator(config, save=kept).double()
+        generator(z, noise=3).square().sum().backward()
+        found.append({name: p.grad for name, p in generator.named_parameters()})
+    for name, gradient in found[0].items():
+        # counter noise is float32
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-5, atol=1e-7)
