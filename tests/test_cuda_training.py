@@ -73,32 +73,46 @@ def on_chip(case: StackCase, **options) -> dict[str, Tensor]:
     return gradients(case, backend="cuda", want_features=False, **options)
 
 
-def check(case: StackCase, **options) -> dict[str, Tensor]:
-    """The oracle rule for every gradient, and the same bits twice."""
-    found, again = on_chip(case, **options), on_chip(case, **options)
-    exact = gradients(case.cast(torch.float64), reference.modfc_stack, **options)
-    eager = gradients(case, reference.modfc_stack, **options)
-    for name in found.keys() - exact.keys():  # no noise: strengths that the oracle does not use
-        assert not found.pop(name).any(), name
-    assert found.keys() == exact.keys()
-    for name, value in found.items():
-        assert torch.equal(value, again[name]), f"{name}: not the same bits twice"
-    joined = [join(values) for values in (found, eager, exact)]
-    for name, value in joined[0].items():
-        if not joined[2][name].any():
+def check(*cases: StackCase, **options) -> dict[str, Tensor]:
+    """The oracle rule for every gradient over all of the cases, and the same bits twice. The first case's.
+
+    By several cases, since a gradient that is wrong where few signs are wrong has no average error in one: that of a
+    layer of 32 channels from 400 points comes out at a sixth to four times eager's.
+    """
+    found, eager, exact = [], [], []
+    for case in cases:
+        ours, again = on_chip(case, **options), on_chip(case, **options)
+        truth = gradients(case.cast(torch.float64), reference.modfc_stack, **options)
+        for name, value in ours.items():
+            assert torch.equal(value, again[name]), f"{name}: not the same bits twice"
+        for name in ours.keys() - truth.keys():  # no noise: strengths that the oracle does not use
+            assert not ours.pop(name).any(), name
+        assert ours.keys() == truth.keys()
+        found.append(ours)
+        exact.append(truth)
+        eager.append(gradients(case, reference.modfc_stack, **options))
+    joined, plain, true = (join(values) for values in (found, eager, exact))
+    for name, value in joined.items():
+        if not true[name].any():
             assert not value.any(), name
             continue
-        # a few numbers, each a sum that cancels, have no average error: the eager ones may be right by chance
-        factor = 2.0 if value.numel() > 16 else 8.0
-        assert_close_as_eager(name, value, joined[1][name], joined[2][name], factor)
-    return found
+        # a few numbers, each a sum that cancels, have no average error either
+        factor = 2.0 if value.numel() > 16 * len(cases) else 8.0
+        assert_close_as_eager(name, value, plain[name], true[name], factor)
+    return found[0]
 
 
-def join(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The noise strengths, a number a layer, as one vector."""
-    strengths = [name for name in values if name.startswith("noise_strengths[")]
-    rest = {name: t for name, t in values.items() if name not in strengths}
-    return {**rest, "noise_strengths": torch.stack([values[name] for name in strengths])} if strengths else rest
+def join(values: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """All cases' numbers by name, the noise strengths, one a layer, as one vector."""
+    stacked = {name: torch.stack([v[name] for v in values]) for name in values[0]}
+    strengths = [name for name in stacked if name.startswith("noise_strengths[")]
+    rest = {name: t for name, t in stacked.items() if name not in strengths}
+    return {**rest, "noise_strengths": torch.stack([stacked[name] for name in strengths])} if strengths else rest
+
+
+def draws(stack: str, **options) -> list[StackCase]:
+    """The same stack with other numbers, four times."""
+    return [make(stack, seed=seed, **options) for seed in range(4)]
 
 
 @pytest.fixture
@@ -117,14 +131,15 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("stack", STACKS)
 def test_every_width(stack: str, shared: bool, dtype: torch.dtype, launches: list) -> None:
-    check(make(stack, batch=3, pixels=300, shared=shared, dtype=dtype))
+    check(*draws(stack, batch=3, pixels=300, shared=shared, dtype=dtype))
     assert launches, "the chain did not run on chip"
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("pixels", [1, 127, 128, 129, 257, 65536])
 def test_every_number_of_pixels(pixels: int) -> None:
-    check(make("released, 1024", batch=16 if pixels < 1000 else 1, pixels=pixels))
+    few = pixels < 1000
+    check(*draws("released, 1024", batch=16, pixels=pixels) if few else [make("released, 1024", batch=1, pixels=pixels)])
 
 
 @pytest.mark.gpu
@@ -141,21 +156,21 @@ def test_every_noise(noise: int | str | None) -> None:
         shape = (200, 2) if noise == "points" else (3, 200, 2)
         coords = torch.rand(shape, generator=torch.Generator().manual_seed(1)).cuda() * 2 - 1
     kind = noise if noise is None or isinstance(noise, int) else "given" if noise == "given" else 77
-    check(make("released, 1024", batch=3, pixels=200, noise=kind), coords=coords)
+    check(*draws("released, 1024", batch=3, pixels=200, noise=kind), coords=coords)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("channels", [1, 2, 3])
 def test_channels_and_skip(channels: int) -> None:
-    check(make("several that read one", batch=2, pixels=130, channels=channels, skip=True))
+    check(*draws("several that read one", batch=2, pixels=130, channels=channels, skip=True))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("demodulate", [True, False])
 @pytest.mark.parametrize(("negative_slope", "gain"), [(0.0, 2.0), (0.2, 1.0), (0.5, 3.0)])
 def test_constants(demodulate: bool, negative_slope: float, gain: float) -> None:
-    case = make("released, 1024", batch=2, pixels=2000)
-    check(case, demodulate=demodulate, negative_slope=negative_slope, gain=gain)
+    cases = draws("released, 1024", batch=2, pixels=1000)
+    check(*cases, demodulate=demodulate, negative_slope=negative_slope, gain=gain)
 
 
 @pytest.mark.gpu
