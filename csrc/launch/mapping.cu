@@ -2,21 +2,11 @@
 
 #include "launch/mapping.h"
 
-#include <stdexcept>
-#include <string>
-
 #include "kernels/mapping_fwd.cuh"
 #include "launch/cuda_guard.h"
+#include "launch/requirements.h"
 
 namespace cips {
-namespace {
-
-void require(bool holds, const std::string& message)
-{
-    if (!holds) throw std::invalid_argument(message);
-}
-
-}  // namespace
 
 void mapping_forward(const Mapping& a, Target target)
 {

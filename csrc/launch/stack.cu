@@ -195,6 +195,19 @@ void stack_forward(const StackPlan& plan, const StackForward& a, Target target)
     p.input_per_image = a.streamed_batch_stride != 0;
     std::copy(plan.layers.begin(), plan.layers.end(), p.layers);
 
+    StackSaved saved{};
+    if (a.signs != nullptr) {
+        require(!plan.has_blocks && plan.styles == 0, "signs: a forward for training serves neither blocks nor blends");
+        for (const StackLayer& l : plan.layers) {
+            require(l.out_features % 32 == 0, "out_features: a forward for training takes multiples of 32");
+        }
+        require_aligned(a.signs, "signs", 8);
+        require_aligned(a.features, "features", 16);
+        if (plan.layers.size() > 1) require_aligned(a.activations, "activations", 16);
+        saved = {static_cast<char*>(a.activations), static_cast<char*>(a.features), static_cast<uint2*>(a.signs),
+                 plan.batch * a.pixels, static_cast<int32_t>(plan.image_records)};
+    }
+
     const DeviceGuard guard(target.device);
     const auto stream = reinterpret_cast<cudaStream_t>(target.stream);
     const bool bfloat16 = a.dtype == DType::kBFloat16;
@@ -209,18 +222,6 @@ void stack_forward(const StackPlan& plan, const StackForward& a, Target target)
     const float slope = a.negative_slope / (1.0f - a.negative_slope);
     p.slope_pair = bfloat16 ? pair_of<__nv_bfloat16>(slope) : pair_of<__half>(slope);
     p.half_pair = bfloat16 ? pair_of<__nv_bfloat16>(kSqrtHalf) : pair_of<__half>(kSqrtHalf);
-    StackSaved saved{};
-    if (a.signs != nullptr) {
-        require(!plan.has_blocks && plan.styles == 0, "signs: a forward for training serves neither blocks nor blends");
-        for (const StackLayer& l : plan.layers) {
-            require(l.out_features % 32 == 0, "out_features: a forward for training takes multiples of 32");
-        }
-        require_aligned(a.signs, "signs", 8);
-        require_aligned(a.features, "features", 16);
-        if (plan.layers.size() > 1) require_aligned(a.activations, "activations", 16);
-        saved = {static_cast<char*>(a.activations), static_cast<char*>(a.features), static_cast<uint2*>(a.signs),
-                 plan.batch * a.pixels, static_cast<int32_t>(plan.image_records)};
-    }
     launch_forward(p, map, saved, bfloat16, target.device, stream);
 }
 

@@ -2,19 +2,12 @@
 
 #include "launch/table_lookup.h"
 
-#include <stdexcept>
-#include <string>
-
 #include "kernels/table_lookup.cuh"
 #include "launch/cuda_guard.h"
+#include "launch/requirements.h"
 
 namespace cips {
 namespace {
-
-void require(bool holds, const std::string& message)
-{
-    if (!holds) throw std::invalid_argument(message);
-}
 
 template <typename T, typename Out>
 void launch(const TableLookupParams& params, int64_t images, cudaStream_t stream)
