@@ -1,0 +1,157 @@
+"""Whether a generator learns the same by the fused kernels as by the reference formulation: losses and Fréchet distance.
+
+    python benchmarks/agreement_bench.py                    # 2,000 steps at 64 px, three seeds, cuda against reference
+    python benchmarks/agreement_bench.py --device cpu --backends cpu reference --size 16 --steps 20 --batch 4 --count 32
+
+Every backend and seed is a run of `cips train` on the built-in pictures with the same options, then of `cips eval`. A seed
+fixes weights, latents, noise and the order of the data, so that two runs of one seed differ by rounding alone; what rounding
+may do over thousands of steps is what seeds do. The two agree where the means of their losses over each tenth of the
+run, and of their Fréchet distances, are nearer than the seeds of either are apart; otherwise the exit status is 1.
+
+The file is benchmarks/results/agreement/<device>.json, or `--out`. `--runs FOLDER` keeps the runs, and goes on with what
+an interrupted call left there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "python"), str(ROOT / "benchmarks")]
+
+import torch  # noqa: E402
+
+import machine  # noqa: E402
+
+PARTS = 10  # of a run: losses of each are averaged
+LOSSES = ("d_loss", "g_loss")
+
+
+def run_of(options: argparse.Namespace, folder: Path, backend: str, seed: int) -> dict:
+    """One training and its evaluation: losses by tenths, and the Fréchet distance."""
+    run = folder / f"{backend}-{seed}"
+    train = [
+        "train", f"--data={options.data}", f"--out={run}", f"--backend={backend}", f"--seed={seed}", f"--size={options.size}",
+        f"--steps={options.steps}", f"--batch={options.batch}", f"--preset={options.preset}", f"--d-width={options.d_width}",
+        f"--device={options.device}", f"--log-every={max(1, options.steps // 200)}", "--sample-every=0", "--resume=auto",
+    ]  # fmt: skip
+    if options.width is not None:
+        train.append(f"--width={options.width}")
+    if options.layers is not None:
+        train.append(f"--n-layers={options.layers}")
+    _cips(train)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    result = {"backend": backend, "seed": seed, **{name: tenths(lines, name, options.steps) for name in LOSSES}}
+    if options.count:
+        found = run / "fid.json"
+        _cips(
+            ["eval", str(run), options.data, "--metrics=fid", f"--count={options.count}", f"--extractor={options.extractor}",
+             f"--device={options.device}", f"--out={found}"]
+        )  # fmt: skip
+        values = json.loads(found.read_text())["values"]
+        name = next(name for name in values if name.startswith("F") and not name.endswith("_std"))
+        result |= {"distance": values[name], "distance_name": name}
+    return result
+
+
+def _cips(arguments: Sequence[str]) -> None:
+    print("cips", *arguments, file=sys.stderr, flush=True)
+    done = subprocess.run([sys.executable, "-m", "cips", *arguments], stdout=sys.stderr)
+    if done.returncode:
+        raise SystemExit(f"agreement_bench: cips {arguments[0]} left with status {done.returncode}")
+
+
+def tenths(lines: Sequence[dict], name: str, steps: int) -> list[float]:
+    """Means of a logged value over each tenth of the run."""
+    groups: list[list[float]] = [[] for _ in range(PARTS)]
+    for line in lines:
+        if name in line:
+            groups[min(PARTS - 1, (line["step"] - 1) * PARTS // steps)].append(line[name])
+    return [statistics.mean(group) for group in groups if group]
+
+
+def compare(runs: Sequence[dict], backends: Sequence[str]) -> dict[str, dict]:
+    """For each quantity and tenth the two means, how far seeds are apart, and whether the means are nearer than that."""
+    quantities = {f"{name}, tenth {k + 1}": (name, k) for name in LOSSES for k in range(min(len(r[name]) for r in runs))}
+    if all("distance" in run for run in runs):
+        quantities["distance"] = ("distance", None)
+    found = {}
+    for title, (name, k) in quantities.items():
+        values = {b: [r[name] if k is None else r[name][k] for r in runs if r["backend"] == b] for b in backends}
+        means = {b: statistics.mean(v) for b, v in values.items()}
+        spread = max(max(v) - min(v) for v in values.values())
+        apart = abs(means[backends[0]] - means[backends[1]])
+        found[title] = {"means": means, "apart": apart, "spread": spread, "agree": apart <= spread}
+    return found
+
+
+def table(results: dict) -> str:
+    """Markdown."""
+    one, other = results["backends"]
+    lines = [
+        f"{results['device']}, torch {results['torch']}; '{results['preset']}', {results['size']} px, {results['steps']} steps of"
+        f" {results['batch']}, {len(results['seeds'])} seeds\n",
+        f"| | {one} | {other} | apart | seeds apart | agree |",
+        "|---|---|---|---|---|---|",
+    ]
+    for title, row in results["comparison"].items():
+        first, second = (row["means"][b] for b in (one, other))
+        agree = "yes" if row["agree"] else "NO"
+        lines.append(f"| {title} | {first:.4g} | {second:.4g} | {row['apart']:.2g} | {row['spread']:.2g} | {agree} |")
+    return "\n".join(lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    on_gpu = torch.cuda.is_available()
+    found = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    found.add_argument("--backends", nargs=2, default=["cuda" if on_gpu else "cpu", "reference"], help="the two to compare")
+    found.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="runs of each")
+    found.add_argument("--data", default="earth", help="what cips train takes")
+    found.add_argument("--steps", type=int, default=2000, help="of every run, at least 10")
+    found.add_argument("--size", type=int, default=64, help="pixels a side")
+    found.add_argument("--batch", type=int, default=8, help="images a step")
+    found.add_argument("--preset", default="paper", help="of the generator")
+    found.add_argument("--width", type=int, default=256, help="channels of its layers")
+    found.add_argument("--layers", type=int, default=9, help="number of its layers")
+    found.add_argument("--d-width", type=float, default=0.25, help="multiplier on the discriminator's channels")
+    found.add_argument("--count", type=int, default=2000, help="images of the Fréchet distance; 0: leave it out")
+    found.add_argument("--extractor", default="auto", help="of its features, see cips eval")
+    found.add_argument("--device", default="cuda" if on_gpu else "cpu", help="of the runs")
+    found.add_argument("--runs", type=Path, help="folder that keeps the runs")
+    found.add_argument("--out", type=Path, help="the file to write")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; returns the exit status."""
+    command = parser()
+    options = command.parse_args(arguments)
+    if options.steps < PARTS:
+        command.error(f"--steps: expected at least {PARTS}, got {options.steps}")
+    if len(options.seeds) < 2:
+        command.error(f"--seeds: expected at least two, whose runs are apart, got {len(options.seeds)}")
+    with ExitStack() as stack:
+        scratch = options.runs or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cips-agreement-")))
+        scratch.mkdir(parents=True, exist_ok=True)
+        # seeds outside: what a time limit cuts off is a seed of both
+        runs = [run_of(options, scratch, backend, seed) for seed in options.seeds for backend in options.backends]
+    comparison = compare(runs, options.backends)
+    chosen = {name: getattr(options, name) for name in ("backends", "seeds", "data", "steps", "size", "batch", "preset", "width", "layers")}
+    results = {**machine.describe(torch.device(options.device)), **chosen, "runs": runs, "comparison": comparison}
+    path = options.out or machine.RESULTS / "agreement" / f"{machine.slug(str(results['device']))}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    machine.replace(path, json.dumps(results, indent=1) + "\n")
+    print(f"{table(results)}\n\n{path} written")
+    return 0 if all(row["agree"] for row in comparison.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
