@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.library import opcheck
 
 from cips_kernels import (
     cuda,
@@ -214,6 +215,20 @@ def test_some_gradients_alone(alone: str) -> None:
     assert tensors
     for (name, _), grad in zip(tensors.items(), torch.autograd.grad(rgb, list(tensors.values()), sent)):
         assert torch.equal(grad, whole[name]), name
+
+
+@pytest.mark.gpu
+def test_opcheck_and_compile() -> None:
+    """The operator that keeps signs is registered right, and a compiler gives the same bits."""
+    case = make("released, 1024", batch=2, pixels=256)
+    inputs, spec = case.call(lambda x, *a, layout, **k: stack_call(x, *a, **k))
+    leaves = [t if t is None else t.detach().requires_grad_(t.is_floating_point()) for t in inputs]
+    opcheck(torch.ops.cips_kernels.modfc_stack.default, (*leaves, *ops._spec_values(spec), False, True, "cuda"))
+    plain = on_chip(case)
+    compiled = torch.compile(functional.modfc_stack, fullgraph=True, backend="aot_eager")
+    found = gradients(case, compiled, backend="cuda", want_features=False)
+    for name, value in plain.items():
+        assert torch.equal(found[name], value), name
 
 
 def slopes(case: StackCase, directions: list[StackCase]) -> Tensor:
