@@ -145,7 +145,6 @@ def run_wgrads(depth: int, width: int, pixels: int, dtype: torch.dtype) -> None:
     order = {"fragment_u": True, "fragment_x": True, "scale": 0.5}
     out = torch.zeros(2 * depth * width * width)
     layers.layer_wgrad(rows[0], rows[0], out[: 2 * width * width].view(2, width, width), **order)
-    layers.rgb_wgrad(torch.zeros(2, pixels, 3), rows[0], fragment=True)
     table = torch.tensor([[0, width, 0, width]] * depth)
     for channels in (1, 2, 3):
         drgb, n = torch.zeros(2, pixels, channels), torch.zeros(2 * channels * width)

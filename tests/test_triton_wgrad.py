@@ -84,14 +84,11 @@ def test_weight_gradient_in_natural_order(
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4, 6])
-@pytest.mark.parametrize("fragment", [True, False])
-def test_rgb_weight_gradient_in_natural_order(channels, fragment):
+def test_rgb_weight_gradient(channels):
     drgb, x = whole_numbers(2, 130, channels, seed=3), whole_numbers(2, 130, 160, seed=4)
     with poisoned_empty():
-        n = layers.rgb_wgrad(
-            drgb.to(DEVICE, FLOAT32), stored(x, fragment, FLOAT32), fragment=fragment, scale=0.25
-        )
-    assert torch.equal(n.double().cpu(), 0.25 * torch.einsum("bpc,bpi->bci", drgb, x))
+        n = layers.rgb_wgrad(drgb.to(DEVICE, FLOAT32), stored(x, False, FLOAT32))
+    assert torch.equal(n.double().cpu(), torch.einsum("bpc,bpi->bci", drgb, x))
 
 
 def test_widths_without_whole_groups_are_refused():
@@ -100,7 +97,5 @@ def test_widths_without_whole_groups_are_refused():
         layers.layer_wgrad(u, x, out, fragment_u=True)
     with pytest.raises(ValueError, match="x has 48 channels"):
         layers.layer_wgrad(x, u, out.mT, fragment_x=True)
-    with pytest.raises(ValueError, match="x has 48 channels"):
-        layers.rgb_wgrad(torch.zeros(1, 8, 3), u, fragment=True)
     with pytest.raises(ValueError, match="dimension 1 of t has 8 channels"):
         to_natural(u, 1)

@@ -297,18 +297,13 @@ def _add_splits(target: Tensor, out: Tensor) -> None:
         torch.sum(target, 0, out=out)
 
 
-def rgb_wgrad(drgb: Tensor, x: Tensor, *, fragment: bool = False, scale: float = 1.0) -> Tensor:
-    """`N = scale drgb^T x'` of each image, `[B, C, I]` float32; `x` may be shared (batch 1).
-
-    `fragment`: the channels of `x` (a multiple of 32, else ValueError) lie in fragment order, those of N do not.
-    """
-    if fragment:
-        check_fragment(x.shape[2], "x")
+def rgb_wgrad(drgb: Tensor, x: Tensor) -> Tensor:
+    """`N = drgb^T x'` of each image, `[B, C, I]` float32; `x` may be shared (batch 1)."""
     batch, pixels, channels = drgb.shape
     in_features = x.shape[2]
     out = torch.empty((batch, channels, in_features), dtype=torch.float32, device=x.device)
     if channels > _FEW_CHANNELS:
-        layer_wgrad(drgb.to(x.dtype), x, out, fragment_x=fragment, scale=scale)
+        layer_wgrad(drgb.to(x.dtype), x, out)
         return out
     tile = rgb_wgrad_tile(pixels, in_features)
     tiles_i = triton.cdiv(in_features, tile.cols)
@@ -318,8 +313,8 @@ def rgb_wgrad(drgb: Tensor, x: Tensor, *, fragment: bool = False, scale: float =
     part = torch.empty((batch, splits, channels, in_features), dtype=torch.float32, device=x.device)
     rgb_wgrad_kernel[(batch * splits * tiles_i,)](
         drgb, drgb.stride(0), drgb.stride(1), drgb.stride(2), x, _batch_stride(x, batch), x.stride(1), x.stride(2), part,
-        pixels, in_features, splits, per_split, scale,
-        CHANNELS=channels, FRAGMENT=fragment, BLOCK_P=tile.rows, BLOCK_I=tile.cols, num_warps=tile.warps,
+        pixels, in_features, splits, per_split,
+        CHANNELS=channels, BLOCK_P=tile.rows, BLOCK_I=tile.cols, num_warps=tile.warps,
     )  # fmt: skip
     return torch.sum(part, 1, out=out)
 

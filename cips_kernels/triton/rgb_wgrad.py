@@ -3,16 +3,14 @@
 import triton
 import triton.language as tl
 
-from .fragment import natural
-
 
 @triton.jit
 def rgb_wgrad_kernel(
     drgb_ptr, stride_db, stride_dp, stride_dc, x_ptr, stride_xb, stride_xp, stride_xi, part_ptr,
-    pixels, in_features, splits, pixels_per_split, scale,
-    CHANNELS: tl.constexpr, FRAGMENT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_I: tl.constexpr,
+    pixels, in_features, splits, pixels_per_split,
+    CHANNELS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
-    """`part` `[B, splits, CHANNELS, I]` float32, to be summed over splits; FRAGMENT: `x` has its channels in that order.
+    """`part` `[B, splits, CHANNELS, I]` float32, to be summed over splits.
 
     Few channels are no work for the matrix units: each thread keeps its own channel's sums over the rows it reads, and
     they are added across threads once at the end.
@@ -42,10 +40,9 @@ def rgb_wgrad_kernel(
                 acc1 += x * tl.load(d + (c + 1) * stride_dc, mask=inside_p, other=0.0).to(tl.float32)[:, None]
             if c + 2 < CHANNELS:
                 acc2 += x * tl.load(d + (c + 2) * stride_dc, mask=inside_p, other=0.0).to(tl.float32)[:, None]
-        channel = natural(offs_i, FRAGMENT)
-        out = part_ptr + ((image * splits + split) * CHANNELS + c) * in_features + channel
-        tl.store(out, tl.sum(acc0, axis=0) * scale, mask=inside_i)
+        out = part_ptr + ((image * splits + split) * CHANNELS + c) * in_features + offs_i
+        tl.store(out, tl.sum(acc0, axis=0), mask=inside_i)
         if c + 1 < CHANNELS:
-            tl.store(out + in_features, tl.sum(acc1, axis=0) * scale, mask=inside_i)
+            tl.store(out + in_features, tl.sum(acc1, axis=0), mask=inside_i)
         if c + 2 < CHANNELS:
-            tl.store(out + 2 * in_features, tl.sum(acc2, axis=0) * scale, mask=inside_i)
+            tl.store(out + 2 * in_features, tl.sum(acc2, axis=0), mask=inside_i)
