@@ -10,6 +10,8 @@ a warm cache, signals, the log, and the pictures at the start; its rates are tho
 `--rounds` times, each time in a process of its own. A rate is the median of all windows of 48 steps after the first two; memory
 is the peak of tensors on the device (of the process on a CPU). `start` runs from the call of the command to the
 line of its first step in metrics.jsonl, the pictures at the start included.
+
+The file is benchmarks/results/loop/<device>.json, or `--out`.
 """
 
 from __future__ import annotations
@@ -139,7 +141,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--device", default="auto", help="cpu: to try it out")
     found.add_argument("--windows", type=int, default=4, help=f"of {WINDOW} steps, each time")
     found.add_argument("--rounds", type=int, default=2, help="how often the two take turns")
-    found.add_argument("--out", type=Path, help="the file to write, or none")
+    found.add_argument("--out", type=Path, help="the file to write (default: in benchmarks/results/loop)")
     found.add_argument("--part", help=argparse.SUPPRESS)
     found.add_argument("--cache", help=argparse.SUPPRESS)
     return found
@@ -176,9 +178,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     head = {**machine.describe(torch.device(config.device)), "dtype": config.dtype, "preset": config.preset}
     results = summary(found, starts, {**head, "size": config.size, "batch": config.batch})
-    if options.out is not None:
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
-    print(table(results))
+    path = options.out or machine.RESULTS / "loop" / f"{machine.slug(str(results['device']))}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    machine.replace(path, json.dumps(results, indent=1) + "\n")
+    print(f"{table(results)}\n\n{path} written")
     return 0
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from .encoding import Encoding, cut_noise, fourier_features, points, table_lookup, tiles
 from .spec import StackInputs
 
-_ROWS = 1 << 16  # images x pixels of a tile: one 256 x 256 image
+_ROWS = 1 << 15  # points of a tile, images x points where every image has its own: the encoding and its gradient, 0.5 GB
 
 
 class Wanted(NamedTuple):
@@ -87,20 +87,20 @@ def backward(
         (inputs.noise_strengths, wanted.noise), (noise, noise is not None),
     )  # fmt: skip
     totals = [torch.zeros_like(t, memory_format=torch.contiguous_format) if want else None for t, want in summed]
-    for first, count in tiles(e.pixels, max(1, _ROWS // inputs.batch)):
+    for first, count in tiles(e.pixels, max(1, _ROWS // e.images)):
         tile = _Tile(e, wanted, first, count)
         part = inputs._replace(
             x=tile.x.detach(), coords=tile.places.detach().float(), noise=cut_noise(inputs.noise, first, count)
         )
-        features, _, *kept = torch.ops.cips_kernels.modfc_stack(*part, *spec_values, False, True, backend)
+        kept = [part.x.new_empty(0) for _ in range(3)]  # nothing: the stack is run again, some images of the tile at a time
         grads = torch.ops.cips_kernels.modfc_stack_backward(
-            None, grad_rgb.narrow(1, first, count), *part, features, *kept, *spec_values, flags, backend
+            None, grad_rgb.narrow(1, first, count), *part, *kept, *spec_values, flags, backend
         )
-        del features, kept
         if flags[0]:
             tile.add(found, grads[0])
         for k, total in enumerate(totals):
             if total is not None:
                 total = total.narrow(2, first, count) if k == 4 else total
                 total += grads[1 + k]
+        del tile, part, grads  # before the next one's are made
     return found, totals

@@ -95,6 +95,7 @@ def backward(
         found = module.backward(*grads, part, spec, saved, needs)
         del saved
         _add(total, found, inputs, image, images, pixel, count)
+        del part, grads, found  # before the next one's are made
     return total._replace(x=total.x.to(x.dtype)) if total.x is not None else total
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cips_kernels import Encoding, cuda, encoded, encoding, functional
+from cips_kernels import Encoding, cuda, encoded, encoding, functional, recompute
 from cips_kernels.testing import StackCase, assert_close_as_eager, random_stack, relative_error
 
 WIDTHS, RGB_AFTER = (7 + 6, 10, 8, 8), (0, 2)
@@ -59,7 +59,8 @@ def gradients(case: StackCase, e: Encoding, save: str, backend: str = "reference
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoded, "_ROWS", 15)  # five pixels of three images
+    monkeypatch.setattr(encoded, "_ROWS", 5)
+    monkeypatch.setattr(recompute, "_ROWS", 10)
     monkeypatch.setitem(encoding._TILE, "cpu", 4)
 
 
@@ -124,7 +125,7 @@ def test_on_a_gpu(monkeypatch: pytest.MonkeyPatch, backend: str, where: str) -> 
     """The error rule, tiles of 256 pixels."""
     if not cuda.available()[0]:
         pytest.skip(cuda.available()[1])
-    monkeypatch.setattr(encoded, "_ROWS", 512)
+    monkeypatch.setattr(encoded, "_ROWS", 256)
     places = {"size": (40, 50)} if where == "another grid" else {"coords": random_points(2000)} if where == "points" else {"size": (4, 5)}
 
     def run(dtype: torch.dtype, save: str, backend: str) -> dict[str, Tensor]:

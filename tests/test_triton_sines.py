@@ -68,15 +68,13 @@ def differentiate(case: StackCase, run, only: Sequence[str] = NAMES) -> dict[str
 
 
 def assert_rule(found: dict, eager: dict, exact: dict, kinks: bool = False) -> None:
-    """`kinks`: gradients are but roughly right. Of leaky ReLUs a few are decided by the sign of a sum that rounding takes
-    across zero, in eager PyTorch at other places: their errors have nothing to do with one another."""
+    """`kinks`: gradients may be but roughly right, a tenth. Of leaky ReLUs a few are decided by the sign of a sum that rounding
+    takes across zero, in eager PyTorch at other places: where they are few, their errors have nothing to do with one another."""
     assert found.keys() == exact.keys() == eager.keys()
     for name in exact:
-        if kinks and not name.startswith("output"):
-            assert relative_error(found[name], exact[name]) <= 0.1, name
-            continue
         error, rough = relative_error(found[name], exact[name]), relative_error(eager[name], exact[name])
-        allowed = EAGER_FACTOR * max(rough, 2 * torch.finfo(torch.float32).eps)
+        least = 0.1 if kinks and not name.startswith("output") else 4 * torch.finfo(torch.float32).eps
+        allowed = max(EAGER_FACTOR * rough, least)
         assert error <= allowed, f"{name}: error {error:.3e}, allowed {allowed:.3e}"
 
 

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .rgb import add_rgb_grad
-from .rounding import operand
+from .rounding import add_product, operand
 from .waves import activate_backward
 
 
@@ -83,7 +83,7 @@ def modfc_dgrad_kernel(
             a = tl.load(u_tile, mask=inside_k[None, :], other=0.0)
             b = tl.load(m_tile, mask=inside_k[:, None] & inside_i[None, :], other=0.0)
         a, b = operand(a, PRECISION, UPCAST), operand(b, PRECISION, UPCAST)
-        h = tl.dot(a, b, h, input_precision=PRECISION)
+        h = add_product(a, b, h, PRECISION)
         u_tile += BLOCK_O
         m_tile += BLOCK_O * stride_mo
     act_tile = act_ptr + (image.to(tl.int64) * pixels + offs_p)[:, None] * in_features + offs_i[None, :]

@@ -8,7 +8,7 @@ same bits every run.
 import triton
 import triton.language as tl
 
-from .rounding import operand
+from .rounding import add_product, operand
 from .waves import activate
 
 
@@ -62,7 +62,7 @@ def modfc_fwd_kernel(
             a = tl.load(x_tile, mask=inside[None, :], other=0.0)
             b = tl.load(m_tile, mask=inside[None, :], other=0.0)
         a, b = operand(a, PRECISION, UPCAST), operand(b, PRECISION, UPCAST)
-        acc = tl.dot(a, tl.trans(b), acc, input_precision=PRECISION)
+        acc = add_product(a, tl.trans(b), acc, PRECISION)
         x_tile += step
         m_tile += BLOCK_I
 

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .rgb import add_rgb_grad
-from .rounding import operand
+from .rounding import add_product, operand
 
 
 @triton.jit
@@ -45,7 +45,7 @@ def modfc_dgrad_input_kernel(
                 a = tl.load(u_tile, mask=inside_k[None, :], other=0.0)
                 w = tl.load(m_tile, mask=inside_k[:, None] & inside_i[None, :], other=0.0)
             a, w = operand(a, PRECISION, UPCAST), operand(w, PRECISION, UPCAST)
-            h = tl.dot(a, w, h, input_precision=PRECISION)
+            h = add_product(a, w, h, PRECISION)
     for s in range(summed):
         h = add_rgb_grad(
             h, drgb_ptr, stride_db, stride_dp, stride_dc, rgb_m_ptr, stride_rb, stride_rc,

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .rounding import operand
+from .rounding import add_product, operand
 
 
 @triton.jit
@@ -28,7 +28,7 @@ def rgb_fwd_kernel(
         b_tile = m_ptr + image * stride_mb + offs_c[:, None] * stride_mc + offs_k[None, :]
         b = tl.load(b_tile, mask=inside_c[:, None] & inside_k[None, :], other=0.0)
         a, b = operand(a, PRECISION, UPCAST), operand(b, PRECISION, UPCAST)
-        acc = tl.dot(a, tl.trans(b), acc, input_precision=PRECISION)
+        acc = add_product(a, tl.trans(b), acc, PRECISION)
     part = rgb_part_ptr + (image * pixels + offs_p)[:, None] * channels + offs_c[None, :]
     inside = inside_p[:, None] & inside_c[None, :]
     tl.store(part, acc, mask=inside)

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from .fragment import natural
-from .rounding import operand
+from .rounding import add_product, operand
 
 
 @triton.jit
@@ -61,7 +61,7 @@ def modfc_wgrad_kernel(
             a = tl.load(u_tile, mask=inside_p[:, None], other=0.0)
             b = tl.load(x_tile, mask=inside_p[:, None], other=0.0)
         a, b = operand(a, PRECISION, UPCAST), operand(b, PRECISION, UPCAST)
-        acc = tl.dot(tl.trans(a), b, acc, input_precision=PRECISION)
+        acc = add_product(tl.trans(a), b, acc, PRECISION)
         u_tile += step_u
         x_tile += step_x
     n_tile = n_ptr + split.to(tl.int64) * stride_ns + image * stride_nb
