@@ -100,6 +100,22 @@ def _rgb_table(spec: StackSpec, batch: int, device: torch.device) -> Tensor:
     )
 
 
+@cache  # never dropped, as above
+def _bias_places(spec: StackSpec, device: torch.device) -> Tensor:
+    """Where the gradient of each bias, in the packing's order, lies in the chain's sums followed by those of the colours."""
+    packing = spec.packing(1)
+    chunks = sum(-(-matrix.out_features // CHUNK) for matrix in packing.layers)
+    # a warp's lanes hold (nb, e, t) and four groups of 32 channels each, see stack_chain_tail.cuh
+    lanes = torch.arange(chunks * CHUNK).view(-1, 4, 2, 4, 4).permute(0, 4, 1, 3, 2).reshape(-1, CHUNK)
+    places = torch.empty(packing.bias_numel, dtype=torch.int64)
+    for matrix in packing.layers:
+        own, lanes = lanes.split([n := -(-matrix.out_features // CHUNK), len(lanes) - n])
+        packing.bias(places, matrix).copy_(own.reshape(-1)[: matrix.out_features])
+    for matrix in packing.rgbs:
+        packing.bias(places, matrix).copy_(chunks * CHUNK + torch.arange(matrix.out_features))
+    return places.to(device)
+
+
 class _Chain:
     """The state of one backward call."""
 
@@ -212,38 +228,18 @@ class _Chain:
 
     def biases(self) -> Tensor:
         """Gradients of all biases, in the packing's order."""
-        grads = torch.zeros(self.packing.bias_numel, dtype=torch.float32, device=self.device)
-        # a warp's lanes hold (nb, e, t) and four groups of 32 channels each, see stack_chain_tail.cuh
-        sums = (
-            self.bias_parts.sum(0)
-            .mul_(self.spec.gain)
-            .view(-1, 4, 2, 4, 4)
-            .permute(0, 4, 1, 3, 2)
-            .reshape(-1, CHUNK)
-        )
-        first = 0
-        for matrix in self.packing.layers:
-            chunks = -(-matrix.out_features // CHUNK)
-            of_layer = sums[first : first + chunks].reshape(-1)[: matrix.out_features]
-            self.packing.bias(grads, matrix).copy_(of_layer)
-            first += chunks
+        sums = self.bias_parts.sum(0).mul_(self.spec.gain)
         colours = self.drgb.sum((0, 1), dtype=torch.float32)
-        for matrix in self.packing.rgbs:
-            self.packing.bias(grads, matrix).copy_(colours)
-        return grads
+        return torch.cat((sums, colours)).index_select(0, _bias_places(self.spec, self.device))
 
     def noise(self) -> tuple[Tensor, Tensor | None]:
         """Gradients of the strengths, and of given noise."""
-        given = self.inputs.noise
-        strengths = torch.zeros(self.spec.depth, dtype=torch.float32, device=self.device)
-        grads = None if given is None else torch.empty(given.shape, dtype=torch.float32, device=self.device)
-        values = layers.noise_values(self.inputs, self.spec, 0)
-        for layer in range(self.spec.depth if self.rows is not None else 0):
-            strength = self.inputs.noise_strengths[layer]
-            grad = None if grads is None else grads[layer]
-            parts_ = layers.noise_grads(self.rows[layer][None], strength, values[layer], grad)
-            torch.sum(parts_, 0, out=strengths[layer])
-        return strengths, grads
+        if self.rows is None:
+            return torch.zeros(self.spec.depth, dtype=torch.float32, device=self.device), None
+        strengths = (layers.noise_values(self.inputs, self.spec, 0) * self.rows).sum((1, 2))
+        if self.inputs.noise is None:
+            return strengths, None
+        return strengths, self.rows.mul_(self.inputs.noise_strengths[:, None, None])
 
     def x(self) -> Tensor:
         """Gradient of the stack's input, in its layout."""

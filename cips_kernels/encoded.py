@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .encoding import Encoding, cut_noise, fourier_features, points, table_lookup, tiles
+from .encoding import Encoding, cut_noise, fourier_features, points, table_lookup, table_rows, tiles
 from .spec import StackInputs
 
 _ROWS = 1 << 15  # points of a tile, images x points where every image has its own: the encoding and its gradient, 0.5 GB
@@ -36,8 +36,9 @@ class _Tile:
     def __init__(self, e: Encoding, wanted: Wanted, first: int, count: int) -> None:
         self.e, self.first, self.count = e, first, count
         table = e.table
-        if table is not None and e.on_table_grid:
-            table = table.flatten(0, 1).narrow(0, first, count)  # its gradient is that of these entries alone
+        if table is not None:  # its gradient is that of these entries, of these rows alone
+            self.rows = table_rows(e, first, count)
+            table = table.flatten(0, 1).narrow(0, first, count) if e.on_table_grid else table.narrow(0, *self.rows)
         places = points(e, first, count)
         given = (e.fourier_weight, e.fourier_bias, table, places)
         with torch.enable_grad():
@@ -48,7 +49,8 @@ class _Tile:
             dtype = e.dtype or weight.dtype
             x = fourier_features(self.places, weight, bias).to(dtype)
             if table is not None:
-                entries = table if e.on_table_grid else table_lookup(table, self.places, e.lookup)
+                part = self.rows[0], e.table.shape[0]
+                entries = table if e.on_table_grid else table_lookup(table, self.places, e.lookup, part)
                 x = torch.cat((x, entries.to(dtype)), -1)
             self.x = x.unsqueeze(0) if x.dim() == 2 else x
 
@@ -57,8 +59,9 @@ class _Tile:
         numbers = [k for k, leaf in enumerate(self.leaves) if leaf is not None and leaf.requires_grad]
         for k, grad in zip(numbers, torch.autograd.grad(self.x, [self.leaves[k] for k in numbers], grad_x)):
             total = totals[k]
-            if k == 2 and self.e.on_table_grid:
-                total = total.flatten(0, 1).narrow(0, self.first, self.count)
+            if k == 2:
+                grid = self.e.on_table_grid
+                total = total.flatten(0, 1).narrow(0, self.first, self.count) if grid else total.narrow(0, *self.rows)
             elif k == 3:
                 total = total.narrow(-2, self.first, self.count)
             total += grad

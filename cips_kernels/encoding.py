@@ -9,6 +9,7 @@ here are the oracle of both.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -140,12 +141,29 @@ def fourier_features(coords: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.sin(torch.addcmul(angle, coords[..., 1:2], weight[:, 1]))
 
 
-def table_lookup(table: Tensor, coords: Tensor, lookup: str = "exact") -> Tensor:
+def table_rows(e: Encoding, first: int, count: int) -> tuple[int, int]:
+    """(first row, number of rows) of the table within which `table_lookup` finds the pixels `first` and on: of a grid those
+    around its lines, otherwise all."""
+    rows = e.table.shape[0]
+    if e.size is None or e.lookup != "exact" or rows == 1:
+        return 0, rows
+    height, width = e.size
+    lines = (first // width, (first + count - 1) // width)
+    above, below = (line * (rows - 1) / max(1, height - 1) if height > 1 else (rows - 1) / 2 for line in lines)
+    begin = max(0, math.floor(above) - 1)  # a rounding may fall to either side
+    return begin, min(rows, math.floor(below) + 3) - begin
+
+
+def table_lookup(
+    table: Tensor, coords: Tensor, lookup: str = "exact", part: tuple[int, int] | None = None
+) -> Tensor:
     """Bilinear interpolation in a table `[S_h, S_w, T]` at `coords` `[..., 2]` -> `[..., T]`; see `Encoding`.
 
-    Written out as a gather and three interpolations, hence twice differentiable in every dtype.
+    Written out as a gather and three interpolations, hence twice differentiable in every dtype. `part`: (first, all) where
+    `table` is but some rows from `first` on, with all that the coordinates need (`table_rows`), of a table of `all` rows.
     """
     rows, columns = table.shape[:2]
+    above, rows = (0, rows) if part is None else part
     wide = torch.promote_types(table.dtype, torch.float32)
     coords = coords.to(torch.promote_types(coords.dtype, wide))  # positions are as exact as the entries
     left, right, x = _neighbours(coords[..., 0], columns, lookup)
@@ -154,7 +172,7 @@ def table_lookup(table: Tensor, coords: Tensor, lookup: str = "exact") -> Tensor
     x, y = x.to(wide).unsqueeze(-1), y.to(wide).unsqueeze(-1)
 
     def entry(row: Tensor, column: Tensor) -> Tensor:
-        return F.embedding(row * columns + column, entries).to(wide)
+        return F.embedding((row - above) * columns + column, entries).to(wide)
 
     upper = _interpolate(entry(top, left), entry(top, right), x)
     return _interpolate(upper, _interpolate(entry(bottom, left), entry(bottom, right), x), y)

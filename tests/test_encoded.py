@@ -118,6 +118,20 @@ def test_second_order(small_tiles) -> None:
         assert (a is None and b is None) or relative_error(b, a) < 1e-10, name
 
 
+@pytest.mark.parametrize(
+    ("rows", "height", "width"), [(256, 1024, 3), (5, 4, 3), (7, 7, 2), (2, 100, 1), (9, 1, 5), (1, 4, 4), (64, 63, 2), (33, 129, 1)]
+)
+def test_rows_of_the_table_that_a_tile_reads(rows: int, height: int, width: int) -> None:
+    table = torch.randn(rows, 3, 2, generator=torch.Generator().manual_seed(2))
+    e = Encoding(torch.zeros(1, 2), torch.zeros(1), table, None, (height, width))
+    for first, count in encoding.tiles(e.pixels, 2 * width + 1):
+        begin, number = encoding.table_rows(e, first, count)
+        places = encoding.points(e, first, count)
+        part = encoding.table_lookup(table[begin : begin + number], places, "exact", (begin, rows))
+        assert torch.equal(part, encoding.table_lookup(table, places))
+        assert number <= 2 * rows / max(1, height - 1) + 5, "two lines apart, its neighbours, and what a rounding may add"
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("where", ["own grid", "another grid", "points"])
 @pytest.mark.parametrize("backend", ["triton", "cuda"])

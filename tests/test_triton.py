@@ -14,6 +14,7 @@ import torch
 pytest.importorskip("triton", reason="this machine has no triton")
 
 from cips_kernels import functional, reference
+from cips_kernels.activations import activate
 from cips_kernels.spec import Needs
 from cips_kernels.testing import EAGER_FACTOR, StackCase, poisoned_empty, random_stack, relative_error
 
@@ -24,14 +25,35 @@ LISTS = ("weights", "styles", "biases", "noise_strengths", "rgb_weights", "rgb_s
 KINDS = ("x", "weights", "styles", "biases", "rgb_weights", "rgb_styles", "rgb_biases", "skip_weights")
 
 
-def results(case: StackCase, backend: str, **options) -> dict[str, list[torch.Tensor]]:
-    """Outputs and gradients by name; lists of one kind together, so that no lone scalar decides by luck."""
+def beside_kinks(case: StackCase, **options) -> torch.Tensor:
+    """Pixels `[B, P, 1]` of which a leaky ReLU is within a few float32 roundings of its kink. Its slope there is luck, and one
+    other slope in a million is a thousand times the error of float32."""
+    sums = []
+
+    def seen(y: torch.Tensor, *constants) -> torch.Tensor:
+        sums.append(y)
+        return activate(y, *constants)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "activate", seen)
+        with torch.no_grad():
+            case.cast(torch.float64).call(functional.modfc_stack, backend="reference", **options)
+    return sum((y.abs() < 1e-5).any(-1, keepdim=True) for y in sums) > 0
+
+
+def results(
+    case: StackCase, backend: str, left_out: torch.Tensor | None = None, **options
+) -> dict[str, list[torch.Tensor]]:
+    """Outputs and gradients by name; lists of one kind together, so that no lone scalar decides by luck. The loss does not
+    look at pixels that are `left_out`."""
     leaves = case.leaves()
     outputs = [
         out for out in leaves.call(functional.modfc_stack, backend=backend, **options) if out is not None
     ]
     generator = torch.Generator().manual_seed(99)
     grads = [torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out) for out in outputs]
+    if left_out is not None:
+        grads = [grad.masked_fill(left_out, 0) for grad in grads]
     torch.autograd.backward(outputs, grads)
     found = {f"output {k}": [out] for k, out in enumerate(outputs)} | {"gradient of biases": []}
     for name in ("x", "skip", "noise", *LISTS):
@@ -47,6 +69,8 @@ def results(case: StackCase, backend: str, **options) -> dict[str, list[torch.Te
 def check(case: StackCase, backend: str = "triton", dtype: torch.dtype | None = None, **options) -> None:
     """The rule for every output and gradient of `case` in `dtype`."""
     case = case.cast(dtype or case.x.dtype)
+    if case.x.dtype == FLOAT32 and case.weights:
+        options["left_out"] = beside_kinks(case, **options)
     exact = results(case.cast(torch.float64), "reference", **options)
     eager = results(case, "reference", **options)
     with poisoned_empty():
