@@ -16,11 +16,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import queue
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -35,7 +38,26 @@ PARTS = 10  # of a run: losses of each are averaged
 LOSSES = ("d_loss", "g_loss")
 
 
-def run_of(options: argparse.Namespace, folder: Path, backend: str, seed: int) -> dict:
+def runs_of(options: argparse.Namespace, folder: Path) -> list[dict]:
+    """Every run, `options.jobs` at a time, dealt out to the GPUs in turn."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(str(k) for k in range(torch.cuda.device_count()))
+    gpus: queue.Queue[str | None] = queue.Queue()
+    for k in range(options.jobs):
+        gpus.put(visible.split(",")[k % len(visible.split(","))] if options.device == "cuda" else None)
+
+    def run(pair: tuple[int, str]) -> dict:
+        gpu = gpus.get()
+        try:
+            return run_of(options, folder, pair[1], pair[0], gpu)
+        finally:
+            gpus.put(gpu)
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        # seeds outside: what a time limit cuts off is a seed of both
+        return list(pool.map(run, [(seed, backend) for seed in options.seeds for backend in options.backends]))
+
+
+def run_of(options: argparse.Namespace, folder: Path, backend: str, seed: int, gpu: str | None = None) -> dict:
     """One training and its evaluation: losses by tenths, and the Fréchet distance."""
     run = folder / f"{backend}-{seed}"
     train = [
@@ -47,14 +69,15 @@ def run_of(options: argparse.Namespace, folder: Path, backend: str, seed: int) -
         train.append(f"--width={options.width}")
     if options.layers is not None:
         train.append(f"--n-layers={options.layers}")
-    _cips(train)
+    _cips(train, gpu)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     result = {"backend": backend, "seed": seed, **{name: tenths(lines, name, options.steps) for name in LOSSES}}
     if options.count:
         found = run / "fid.json"
         _cips(
             ["eval", str(run), options.data, "--metrics=fid", f"--count={options.count}", f"--extractor={options.extractor}",
-             f"--device={options.device}", f"--out={found}"]
+             f"--device={options.device}", f"--out={found}"],
+            gpu,
         )  # fmt: skip
         values = json.loads(found.read_text())["values"]
         name = next(name for name in values if name.startswith("F") and not name.endswith("_std"))
@@ -62,11 +85,12 @@ def run_of(options: argparse.Namespace, folder: Path, backend: str, seed: int) -
     return result
 
 
-def _cips(arguments: Sequence[str]) -> None:
+def _cips(arguments: Sequence[str], gpu: str | None) -> None:
     print("cips", *arguments, file=sys.stderr, flush=True)
-    done = subprocess.run([sys.executable, "-m", "cips", *arguments], stdout=sys.stderr)
+    env = os.environ if gpu is None else {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
+    done = subprocess.run([sys.executable, "-m", "cips", *arguments], stdout=sys.stderr, env=env)
     if done.returncode:
-        raise SystemExit(f"agreement_bench: cips {arguments[0]} left with status {done.returncode}")
+        raise RuntimeError(f"agreement_bench: cips {arguments[0]} left with status {done.returncode}")
 
 
 def tenths(lines: Sequence[dict], name: str, steps: int) -> list[float]:
@@ -125,6 +149,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--count", type=int, default=2000, help="images of the Fréchet distance; 0: leave it out")
     found.add_argument("--extractor", default="auto", help="of its features, see cips eval")
     found.add_argument("--device", default="cuda" if on_gpu else "cpu", help="of the runs")
+    found.add_argument("--jobs", type=int, default=max(1, torch.cuda.device_count()), help="runs at a time, by default a GPU each")
     found.add_argument("--runs", type=Path, help="folder that keeps the runs")
     found.add_argument("--out", type=Path, help="the file to write")
     return found
@@ -136,13 +161,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = command.parse_args(arguments)
     if options.steps < PARTS:
         command.error(f"--steps: expected at least {PARTS}, got {options.steps}")
+    if options.jobs < 1:
+        command.error(f"--jobs: expected at least 1, got {options.jobs}")
     if len(options.seeds) < 2:
         command.error(f"--seeds: expected at least two, whose runs are apart, got {len(options.seeds)}")
     with ExitStack() as stack:
         scratch = options.runs or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cips-agreement-")))
         scratch.mkdir(parents=True, exist_ok=True)
-        # seeds outside: what a time limit cuts off is a seed of both
-        runs = [run_of(options, scratch, backend, seed) for seed in options.seeds for backend in options.backends]
+        try:
+            runs = runs_of(options, scratch)
+        except RuntimeError as error:
+            raise SystemExit(str(error)) from None
     comparison = compare(runs, options.backends)
     chosen = {name: getattr(options, name) for name in ("backends", "seeds", "data", "steps", "size", "batch", "preset", "width", "layers")}
     results = {**machine.describe(torch.device(options.device)), **chosen, "runs": runs, "comparison": comparison}

@@ -33,7 +33,7 @@ def test_tenths_are_means_of_their_steps() -> None:
 
 
 def test_too_little_to_compare_is_said(capsys: pytest.CaptureFixture) -> None:
-    for arguments, words in ((["--steps", "9"], "--steps: expected at least 10"), (["--seeds", "1"], "--seeds: expected at least two")):
+    for arguments, words in ((["--steps", "9"], "--steps: expected at least 10"), (["--seeds", "1"], "--seeds: expected at least two"), (["--jobs", "0"], "--jobs: expected at least 1")):
         with pytest.raises(SystemExit) as left:
             agreement_bench.main(arguments)
         assert left.value.code == 2 and words in capsys.readouterr().err
@@ -43,7 +43,7 @@ def test_a_call(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     """Two backends of the processor from one seed: apart by rounding alone after ten steps."""
     pytest.importorskip("cips.data.earth", reason="the trainer's packages are not installed")
     out = tmp_path / "agreement.json"
-    options = "--device cpu --backends cpu reference --seeds 0 1 --size 16 --batch 4 --steps 10 --count 0 --width 16 --layers 3"
+    options = "--device cpu --backends cpu reference --seeds 0 1 --size 16 --batch 4 --steps 10 --count 0 --width 16 --layers 3 --jobs 2"
     status = agreement_bench.main([*options.split(), "--d-width=0.002", f"--runs={tmp_path / 'runs'}", f"--out={out}"])
     results = json.loads(out.read_text())
     assert status == 0 and len(results["runs"]) == 4 and len(results["source_digest"]) == 64
