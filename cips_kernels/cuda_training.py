@@ -149,7 +149,11 @@ class _Chain:
 
     def _parts(self) -> Iterator[tuple[int, int, int, int]]:
         """(first image, images, first pixel, pixels) of each launch."""
-        return parts(self.inputs.batch, self.inputs.pixels, _ROWS)
+        batch, pixels = self.inputs.batch, self.inputs.pixels
+        whole = batch * pixels
+        # images that would fit at once go in two halves where that saves much: waves are full all the same
+        halved = batch > 1 and _ROWS // 2 < whole <= _ROWS
+        return parts(batch, pixels, whole // 2 if halved else _ROWS)
 
     def run(self) -> None:
         """Every part's chain, and the weight gradients while its gradients are there."""
