@@ -5,17 +5,21 @@
 
 Every backend and seed is a run of `cips train` on the built-in pictures with the same options, then of `cips eval`. A seed
 fixes weights, latents, noise and the order of the data, so that two runs of one seed differ by rounding alone; what rounding
-may do over thousands of steps is what seeds do. The two agree where the means of their losses over each tenth of the
-run, and of their Fréchet distances, are nearer than the seeds of either are apart; otherwise the exit status is 1.
+may do over thousands of steps is what seeds do. How far the two are apart, in the curve of each loss (its mean over every
+tenth of a run) and in the Fréchet distance, is therefore compared with every other way to part all runs in two: where no
+way sets them farther apart the backends differ, and the exit status is 1. Beside it, each mean by itself: whether the two
+backends' are nearer than the seeds of either are apart, which one in some twenty is not by chance.
 
 The file is benchmarks/results/agreement/<device>.json, or `--out`. `--runs FOLDER` keeps the runs, and goes on with what
-an interrupted call left there.
+an interrupted call left there; `--again FILE` compares the runs of a results file once more.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import os
 import queue
 import statistics
@@ -102,7 +106,31 @@ def tenths(lines: Sequence[dict], name: str, steps: int) -> list[float]:
     return [statistics.mean(group) for group in groups if group]
 
 
-def compare(runs: Sequence[dict], backends: Sequence[str]) -> dict[str, dict]:
+def part(runs: Sequence[dict], name: str, group: Sequence[int]) -> float:
+    """How far the mean curve of the runs `group` is from that of the others, root of the mean square over its points."""
+    curves = [run[name] if isinstance(run[name], list) else [run[name]] for run in runs]
+    length = min(len(curve) for curve in curves)
+    sides = [[c for k, c in enumerate(curves) if (k in group) == inside] for inside in (True, False)]
+    means = [[statistics.mean(c[k] for c in side) for k in range(length)] for side in sides]
+    return math.sqrt(statistics.mean((x - y) ** 2 for x, y in zip(*means)))
+
+
+def partings(runs: Sequence[dict], backends: Sequence[str]) -> dict[str, dict]:
+    """For each loss's curve and for the distance: how far the backends are apart, and which share of all ways to part the
+    runs in two as large groups sets them at least as far apart. They agree unless theirs is the farthest."""
+    own = tuple(k for k, run in enumerate(runs) if run["backend"] == backends[0])
+    ways = [(0, *rest) for rest in itertools.combinations(range(1, len(runs)), len(runs) // 2 - 1)]  # each once
+    found = {}
+    for name in (*LOSSES, "distance"):
+        if all(name in run for run in runs):
+            apart, others = part(runs, name, own), [part(runs, name, way) for way in ways]
+            as_far = sum(other >= apart * (1 - 1e-9) for other in others)
+            farthest = as_far == 1 and len(ways) > 1
+            found[name] = {"apart": apart, "farthest": max(others), "as_far": as_far, "ways": len(ways), "agree": not farthest}
+    return found
+
+
+def means(runs: Sequence[dict], backends: Sequence[str]) -> dict[str, dict]:
     """For each quantity and tenth the two means, how far seeds are apart, and whether the means are nearer than that."""
     quantities = {f"{name}, tenth {k + 1}": (name, k) for name in LOSSES for k in range(min(len(r[name]) for r in runs))}
     if all("distance" in run for run in runs):
@@ -113,7 +141,7 @@ def compare(runs: Sequence[dict], backends: Sequence[str]) -> dict[str, dict]:
         means = {b: statistics.mean(v) for b, v in values.items()}
         spread = max(max(v) - min(v) for v in values.values())
         apart = abs(means[backends[0]] - means[backends[1]])
-        found[title] = {"means": means, "apart": apart, "spread": spread, "agree": apart <= spread}
+        found[title] = {"means": means, "apart": apart, "spread": spread, "nearer": apart <= spread}
     return found
 
 
@@ -123,13 +151,18 @@ def table(results: dict) -> str:
     lines = [
         f"{results['device']}, torch {results['torch']}; '{results['preset']}', {results['size']} px, {results['steps']} steps of"
         f" {results['batch']}, {len(results['seeds'])} seeds\n",
-        f"| | {one} | {other} | apart | seeds apart | agree |",
-        "|---|---|---|---|---|---|",
+        f"| | {one} and {other} are apart | the farthest parting | as far or farther | agree |",
+        "|---|---|---|---|---|",
     ]
-    for title, row in results["comparison"].items():
-        first, second = (row["means"][b] for b in (one, other))
+    for name, row in results["comparison"].items():
+        title = "Fréchet distance" if name == "distance" else f"{name}, the curve"
         agree = "yes" if row["agree"] else "NO"
-        lines.append(f"| {title} | {first:.4g} | {second:.4g} | {row['apart']:.2g} | {row['spread']:.2g} | {agree} |")
+        lines.append(f"| {title} | {row['apart']:.3g} | {row['farthest']:.3g} | {row['as_far']} of {row['ways']} | {agree} |")
+    lines += [f"\n| mean | {one} | {other} | apart | seeds apart | nearer |", "|---|---|---|---|---|---|"]
+    for title, row in results["means"].items():
+        first, second = (row["means"][b] for b in (one, other))
+        nearer = "yes" if row["nearer"] else "no"
+        lines.append(f"| {title} | {first:.4g} | {second:.4g} | {row['apart']:.2g} | {row['spread']:.2g} | {nearer} |")
     return "\n".join(lines)
 
 
@@ -151,6 +184,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--device", default="cuda" if on_gpu else "cpu", help="of the runs")
     found.add_argument("--jobs", type=int, default=max(1, torch.cuda.device_count()), help="runs at a time, by default a GPU each")
     found.add_argument("--runs", type=Path, help="folder that keeps the runs")
+    found.add_argument("--again", type=Path, metavar="FILE", help="results whose runs are compared once more; nothing is run")
     found.add_argument("--out", type=Path, help="the file to write")
     return found
 
@@ -165,6 +199,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.error(f"--jobs: expected at least 1, got {options.jobs}")
     if len(options.seeds) < 2:
         command.error(f"--seeds: expected at least two, whose runs are apart, got {len(options.seeds)}")
+    if options.again is not None:
+        results = json.loads(options.again.read_text())
+        return finish(results, options.out or options.again)
     with ExitStack() as stack:
         scratch = options.runs or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cips-agreement-")))
         scratch.mkdir(parents=True, exist_ok=True)
@@ -172,14 +209,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             runs = runs_of(options, scratch)
         except RuntimeError as error:
             raise SystemExit(str(error)) from None
-    comparison = compare(runs, options.backends)
     chosen = {name: getattr(options, name) for name in ("backends", "seeds", "data", "steps", "size", "batch", "preset", "width", "layers")}
-    results = {**machine.describe(torch.device(options.device)), **chosen, "runs": runs, "comparison": comparison}
-    path = options.out or machine.RESULTS / "agreement" / f"{machine.slug(str(results['device']))}.json"
+    results = {**machine.describe(torch.device(options.device)), **chosen, "runs": runs}
+    return finish(results, options.out or machine.RESULTS / "agreement" / f"{machine.slug(str(results['device']))}.json")
+
+
+def finish(results: dict, path: Path) -> int:
+    """Compares the runs, writes the file and prints what it holds; the exit status."""
+    runs, backends = results["runs"], results["backends"]
+    results = {**results, "comparison": partings(runs, backends), "means": means(runs, backends)}
     path.parent.mkdir(parents=True, exist_ok=True)
     machine.replace(path, json.dumps(results, indent=1) + "\n")
     print(f"{table(results)}\n\n{path} written")
-    return 0 if all(row["agree"] for row in comparison.values()) else 1
+    return 0 if all(row["agree"] for row in results["comparison"].values()) else 1
 
 
 if __name__ == "__main__":

@@ -17,14 +17,28 @@ def run(backend: str, seed: int, shift: float, distance: float) -> dict:
     return {"backend": backend, "seed": seed, "d_loss": losses, "g_loss": losses, "distance": distance}
 
 
-def test_means_agree_where_they_are_nearer_than_seeds() -> None:
-    runs = [run("a", 0, 0.0, 10.0), run("a", 1, 0.4, 12.0), run("b", 0, 0.1, 13.0), run("b", 1, 0.5, 15.5)]
-    found = agreement_bench.compare(runs, ["a", "b"])
+RUNS = [run("a", 0, 0.0, 10.0), run("a", 1, 0.4, 12.0), run("b", 0, 0.1, 13.0), run("b", 1, 0.5, 15.5)]
+
+
+def test_means_are_nearer_than_seeds_or_not() -> None:
+    found = agreement_bench.means(RUNS, ["a", "b"])
     assert set(found) == {f"{name}, tenth {k}" for name in ("d_loss", "g_loss") for k in (1, 2)} | {"distance"}
     row = found["g_loss, tenth 2"]
-    assert row["means"] == pytest.approx({"a": 2.2, "b": 2.3}) and row["agree"]
+    assert row["means"] == pytest.approx({"a": 2.2, "b": 2.3}) and row["nearer"]
     assert (row["apart"], row["spread"]) == pytest.approx((0.1, 0.4))
-    assert found["distance"]["agree"] is False and found["distance"]["apart"] == pytest.approx(3.25)
+    assert found["distance"]["nearer"] is False and found["distance"]["apart"] == pytest.approx(3.25)
+
+
+def test_backends_agree_unless_no_parting_is_as_far() -> None:
+    """Partings ab|ab of four runs: losses 0.1, 0.4, 0 apart, distances 3.25, 2.25, 0.25."""
+    found = agreement_bench.partings(RUNS, ["a", "b"])
+    for name in ("d_loss", "g_loss"):
+        row = found[name]
+        assert (row["apart"], row["farthest"]) == pytest.approx((0.1, 0.4))
+        assert (row["as_far"], row["ways"], row["agree"]) == (2, 3, True)
+    row = found["distance"]
+    assert (row["apart"], row["farthest"]) == pytest.approx((3.25, 3.25))
+    assert (row["as_far"], row["ways"], row["agree"]) == (1, 3, False)
 
 
 def test_tenths_are_means_of_their_steps() -> None:
@@ -47,6 +61,11 @@ def test_a_call(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     status = agreement_bench.main([*options.split(), "--d-width=0.002", f"--runs={tmp_path / 'runs'}", f"--out={out}"])
     results = json.loads(out.read_text())
     assert status == 0 and len(results["runs"]) == 4 and len(results["source_digest"]) == 64
-    for row in results["comparison"].values():
+    for row in results["means"].values():
         assert row["apart"] < 1e-3 * max(abs(v) for v in row["means"].values()) and row["spread"] > 0
-    assert "| g_loss, tenth 10 |" in capfd.readouterr().out
+    assert results["comparison"]["g_loss"]["as_far"] == results["comparison"]["g_loss"]["ways"] == 3
+    said = capfd.readouterr().out
+    assert "| g_loss, tenth 10 |" in said and "| g_loss, the curve |" in said
+    again = tmp_path / "again.json"
+    assert agreement_bench.main([f"--again={out}", f"--out={again}"]) == 0
+    assert json.loads(again.read_text()) == results
