@@ -1,7 +1,8 @@
-"""Tables of what was measured: in the terminal, and in the README.
+"""Tables of what was measured: in the terminal, in the README, and beside the results files.
 
-`python benchmarks/report.py` prints the README's tables from the results files and writes them between the
-README's two markers; with `--check` it writes nothing and exits with 1 where they differ.
+`python benchmarks/report.py` prints the README's short tables from the results files and writes them between the
+README's two markers, and every table into README.md beside those files; with `--check` it writes nothing and exits with 1
+where they differ.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import generator_report
+import headline
 import plot
 from cases import BASELINE, DEPTH, MODES
-from machine import RESULTS, ROOT, source_digest, stack_results
+from machine import RESULTS, ROOT, replace, source_digest, stack_results
 from tables import TITLES, baselines, group_key, heading
 from tables import milliseconds as _time
 from tables import number as _format
@@ -24,6 +26,7 @@ from tables import title as _title
 
 START, END = "<!-- benchmark:start -->", "<!-- benchmark:end -->"
 README = ROOT / "README.md"
+TABLES = "README.md"  # in the folder of results
 
 
 def load(folder: Path = RESULTS) -> list[dict]:
@@ -125,31 +128,38 @@ def markdown(results: dict) -> str:
     return "\n".join(lines)
 
 
-def _picture(results: dict, folder: Path) -> str:
-    """The device's picture as the README shows it; nothing where there is none."""
+def _picture(results: dict, folder: Path, page: Path) -> str:
+    """The device's picture as a page in the folder `page` shows it; nothing where there is none."""
     path = (folder / results["file"]).with_suffix(".svg")
     if not path.exists():
         return ""
-    place = Path(os.path.relpath(path, ROOT)).as_posix()
+    place = Path(os.path.relpath(path, page)).as_posix()
     return f"![Time of the modulated layers on {results['device']}]({place})"
 
 
 def readme_section(folder: Path = RESULTS) -> str:
-    """What stands between the README's markers."""
-    kinds = (lambda results: _picture(results, folder), markdown, generator_report.markdown)
-    shown = [kind(results) for results in load(folder) for kind in kinds]
-    tables = [text for text in shown if text]
+    """What stands between the README's markers: each device's picture and short table."""
+    shown = [
+        text for results in load(folder) for text in (_picture(results, folder, ROOT), headline.markdown(results, folder)) if text
+    ]
+    if not shown:
+        return "Nothing measured yet: `python benchmarks/modfc_bench.py`."
+    place = Path(os.path.relpath(folder / TABLES, ROOT)).as_posix()
+    written = f"Every provider, size, peak memory and error: [{place}]({place}). Written by `python benchmarks/report.py`."
+    return "\n\n".join([*shown, headline.NOTE, written])
+
+
+def tables(folder: Path = RESULTS) -> str:
+    """Every table of every device: the page beside the results files."""
+    kinds = (lambda results: _picture(results, folder, folder), markdown, generator_report.markdown)
+    shown = [text for results in load(folder) for kind in kinds if (text := kind(results))]
     note = (
         f"Time, share of the matrix-product ceiling and ratio to {TITLES[BASELINE]} of the same run; peak "
         "memory beyond the inputs, forward / forward+backward; error against the float64 oracle, worst of "
         "output and gradients, beside that of the eager formulation in the same dtype. Written by "
-        "`python benchmarks/report.py` from `benchmarks/results/`."
+        "`python benchmarks/report.py` from the files beside this page, which `benchmarks/modfc_bench.py` wrote."
     )
-    return (
-        "\n\n".join([*tables, note])
-        if tables
-        else "Nothing measured yet: `python benchmarks/modfc_bench.py`."
-    )
+    return "\n\n".join(["# What was measured", *shown, note]) + "\n"
 
 
 def insert(readme: str, section: str) -> str:
@@ -184,16 +194,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for results in load(chosen.results):
         if results["source_digest"] != source_digest():
             print(f"note: {results['file']} was measured with other sources than these", file=sys.stderr)
-    if not chosen.readme.exists():
-        print(f"{chosen.readme} does not exist: nothing written", file=sys.stderr)
-        return 1 if chosen.check else 0
-    text = chosen.readme.read_text(encoding="utf-8")
-    wanted = insert(text, section)
+    pages = {chosen.results / TABLES: tables(chosen.results)}
+    if chosen.readme.exists():
+        pages[chosen.readme] = insert(chosen.readme.read_text(encoding="utf-8"), section)
+    else:
+        print(f"{chosen.readme} does not exist: not written", file=sys.stderr)
+    differ = [page for page, text in pages.items() if not page.exists() or page.read_text(encoding="utf-8") != text]
     if chosen.check:
-        return 0 if wanted == text else 1
-    if wanted != text:
-        chosen.readme.write_text(wanted, encoding="utf-8")
-        print(f"{chosen.readme} updated", file=sys.stderr)
+        return 1 if differ or not chosen.readme.exists() else 0
+    for page in differ:
+        replace(page, pages[page])
+        print(f"{page} written", file=sys.stderr)
     return 0
 
 

@@ -99,7 +99,7 @@ def test_picture_is_that_of_the_results(written) -> None:
     results, folder = written
     picture = folder / (machine.slug(results["device"]) + ".svg")
     assert picture.read_text(encoding="utf-8") == plot.svg(results)
-    assert picture.name in report.readme_section(folder)
+    assert picture.name in report.readme_section(folder) and picture.name in report.tables(folder)
 
 
 def _planned(monkeypatch: pytest.MonkeyPatch, *arguments: str, rate: float = 1.0) -> list[Case]:
@@ -330,7 +330,7 @@ def test_readme_is_updated_between_its_markers(written, tmp_path: Path) -> None:
     row = next(
         r for r in results["rows"] if (r["case"], r["provider"], r["mode"]) == ("stack", "cpu", FORWARD)
     )
-    line = next(line for line in text.splitlines() if "**`cpu`**" in line)
+    line = next(line for line in (folder / "README.md").read_text().splitlines() if "**`cpu`**" in line)
     assert report._time(row["ms"] / row["batch"]) in line
     with pytest.raises(ValueError, match="readme"):
         report.insert("no markers", "x")
@@ -367,3 +367,5 @@ def test_committed_results_keep_the_schema(path: Path) -> None:
 def test_readme_shows_the_results_files() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert report.insert(text, report.readme_section()) == text, "run: python benchmarks/report.py"
+    page = machine.RESULTS / report.TABLES
+    assert page.read_text(encoding="utf-8") == report.tables(), "run: python benchmarks/report.py"

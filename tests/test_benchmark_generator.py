@@ -338,7 +338,7 @@ def test_the_program_times_it_when_asked(tmp_path: Path, capsys: pytest.CaptureF
     assert f"{GENERATOR}, forward, float32, 2 x 6x8" in capsys.readouterr().out
     picture = next(tmp_path.glob("*.svg")).read_text()
     assert "whole generator of 3 layers" in picture and "a quarter of the pixels" in picture
-    assert "The whole generator" in report.readme_section(tmp_path)
+    assert "The whole generator" in report.tables(tmp_path) and "| generator, 2 images of 6x8" in report.readme_section(tmp_path)
 
 
 # --- the table ----------------------------------------------------------------------------------------------
@@ -390,9 +390,9 @@ def test_no_generator_no_table() -> None:
     assert generator_report.markdown(results) == ""
 
 
-def test_readme_shows_the_table(tmp_path: Path) -> None:
+def test_the_page_beside_the_results_shows_the_table(tmp_path: Path) -> None:
     (tmp_path / "tester.json").write_text(json.dumps(_made_up()))
-    assert generator_report.markdown(_made_up()) in report.readme_section(tmp_path)
+    assert generator_report.markdown(_made_up()) in report.tables(tmp_path)
     assert "whole generator" in plot.svg(_made_up())
 
 
