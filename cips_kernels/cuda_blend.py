@@ -14,7 +14,7 @@ from torch import Tensor
 from . import cuda_onchip
 from .cuda import _DTYPES, _load
 from .cuda_onchip import MAX_CHANNELS, MAX_WIDTH, Places, Prepared
-from .encoding import Encoding, cut_noise, tiles
+from .encoding import OWN, Encoding, cut_noise, tiles
 from .spec import StackInputs, StackSpec
 
 MAX_STYLES = 2
@@ -29,6 +29,13 @@ def why_not(inputs: StackInputs, spec: StackSpec, dtype: torch.dtype) -> str | N
     if spec.blocks:
         return "it has residual blocks"
     return cuda_onchip.why_not(spec, dtype)
+
+
+def why_not_encoding(e: Encoding) -> str | None:
+    """None if the kernel can make such an encoding, otherwise the reason."""
+    if e.lookup == OWN:
+        return "the table holds the points' own entries"
+    return cuda_onchip.why_not_encoding(e)
 
 
 def prepare(inputs: StackInputs, spec: StackSpec, dtype: torch.dtype, e: Encoding | None = None) -> Prepared:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .cuda import _DTYPES, _load
-from .encoding import Encoding, cut_noise, tiles
+from .encoding import OWN, Encoding, cut_noise, tiles
 from .spec import StackInputs, StackSaved, StackSpec
 
 MAX_WIDTH = 512  # channels that the registers of a warpgroup hold for 64 pixels
@@ -300,6 +300,11 @@ def _embeddings(e: Encoding, dtype: torch.dtype, places: Places, first: int, cou
         rows = e.table.flatten(0, 1).narrow(0, first, count).to(dtype)  # a view where it has that dtype
         if rows.data_ptr() % 16 == 0:
             return rows.unsqueeze(0)
+    if e.lookup == OWN:  # rows on 16 bytes
+        features = e.table.shape[2]
+        out = e.table.new_zeros((1, count, -(-features // 8) * 8), dtype=dtype)
+        out[0, :, :features] = e.table.flatten(0, 1).narrow(0, first, count)
+        return out[:, :, :features]
     return lookup(e, dtype, places, count)
 
 

@@ -44,7 +44,7 @@ def forward(inputs: StackInputs, spec: StackSpec, want_features: bool, save: boo
 def synthesis(e: Encoding, dtype: torch.dtype, inputs: StackInputs, spec: StackSpec, rgb: Tensor) -> None:
     """The RGB sums of every point of an encoding."""
     if inputs.blend is not None:
-        reason = cuda_blend.why_not(inputs, spec, dtype) or cuda_onchip.why_not_encoding(e)
+        reason = cuda_blend.why_not(inputs, spec, dtype) or cuda_blend.why_not_encoding(e)
         if reason is None:
             cuda_blend.synthesis(e, dtype, inputs, spec, rgb)
         else:

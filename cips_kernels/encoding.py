@@ -21,6 +21,7 @@ from .arguments import COMPUTE_DTYPES, describe, expect_device, expect_shape
 from .spec import StackInputs, StackSpec
 
 LOOKUPS = ("exact", "compat")
+OWN = "own"
 _TILE = {"cpu": 16384, "cuda": 65536}  # pixels: 64 MB of float32, 128 MB of bfloat16 at 1,024 channels
 
 
@@ -37,7 +38,8 @@ class Encoding(NamedTuple):
         size: (height, width) of the full grid.
         lookup: how the table is read. "exact": -1 and +1 are the centres of the border entries (`grid_sample`'s
             align_corners=True), and a point of the table's grid gets its entry, bit for bit. "compat": -1 and +1 are
-            the outer edges (align_corners=False), as the official code in eval mode.
+            the outer edges (align_corners=False), as the official code in eval mode. "own": the table has an entry for each
+            point, the same for all images, in the order of the points: nothing is looked up.
         dtype: of the encoding, and so of the stack; None: of `fourier_weight`.
     """
 
@@ -69,13 +71,13 @@ class Encoding(NamedTuple):
     @property
     def on_table_grid(self) -> bool:
         """Whether the points are the table's own, in its order: nothing to look up."""
-        return self.coords is None and self.lookup == "exact" and self.table is not None and self.size == tuple(self.table.shape[:2])
+        return self.lookup == OWN or self.coords is None and self.lookup == "exact" and self.table is not None and self.size == tuple(self.table.shape[:2])
 
 
 def check_encoding(e: Encoding) -> None:
     """Raise ValueError or TypeError, naming the field, unless an encoding is well formed."""
-    if e.lookup not in LOOKUPS:
-        raise ValueError(f"lookup: expected one of {', '.join(LOOKUPS)}, got {e.lookup!r}")
+    if e.lookup not in (*LOOKUPS, OWN):
+        raise ValueError(f"lookup: expected one of {', '.join(LOOKUPS)}, {OWN}, got {e.lookup!r}")
     expect_shape("fourier_weight", e.fourier_weight, (None, 2), "[F, 2]")
     weight = e.fourier_weight
     if weight.dtype not in (torch.float32, torch.float64):
@@ -104,6 +106,8 @@ def check_encoding(e: Encoding) -> None:
         expect_device("coords", e.coords, weight, "fourier_weight")
     elif len(e.size) != 2 or not all(isinstance(n, int) and n >= 1 for n in e.size):
         raise ValueError(f"size: expected (height, width), each at least 1, got {e.size!r}")
+    if e.lookup == OWN and e.table is not None and (e.images > 1 or e.table.shape[0] * e.table.shape[1] != e.pixels):
+        raise ValueError(f"table: expected an entry for each of {e.images} x {e.pixels} points, got {describe(e.table)}")
 
 
 def coordinate(position: Tensor, count: int) -> Tensor:

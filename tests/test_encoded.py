@@ -34,6 +34,7 @@ PLACES = {
     "points": {"coords": random_points(17)},
     "points an image": {"coords": random_points(3, 17)},
     "compat": {"coords": random_points(17), "lookup": "compat"},
+    "own entries": {"coords": random_points(20), "lookup": "own"},
 }
 
 

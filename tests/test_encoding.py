@@ -36,6 +36,8 @@ def places(batch: int) -> dict[str, dict]:
         "points": {"coords": random_points(17)},
         "points an image": {"coords": random_points(batch, 17)},
         "compat": {"coords": random_points(17), "lookup": "compat"},
+        "own entries": {"coords": random_points(20), "lookup": "own"},
+        "own entries of a grid": {"size": (2, 10), "lookup": "own"},
     }
 
 
@@ -55,6 +57,8 @@ def brute_force(e: Encoding, image: int, pixel: int) -> list[float]:
         x, y = (e.coords if e.coords.dim() == 2 else e.coords[image])[pixel].tolist()
     features = [math.sin(bx * x + by * y + b) for (bx, by), b in zip(e.fourier_weight.tolist(), e.fourier_bias.tolist())]
     rows, columns, channels = e.table.shape
+    if e.lookup == "own":
+        return features + e.table.flatten(0, 1)[pixel].tolist()
     weights = []
     for t, n in ((x, columns), (y, rows)):
         position = (t + 1) * (n - 1) / 2 if e.lookup == "exact" else ((t + 1) * n - 1) / 2
@@ -268,7 +272,11 @@ def test_outside_the_square_the_border_goes_on():
 
 
 ERRORS = {
-    "lookup": (dict(lookup="nearest"), ValueError, "lookup: expected one of exact, compat, got 'nearest'"),
+    "lookup": (dict(lookup="nearest"), ValueError, "lookup: expected one of exact, compat, own, got 'nearest'"),
+    "own entries": (dict(lookup="own", size=(3, 5)), ValueError, "table: expected an entry for each of 1 x 15 points"),
+    "own entries an image": (
+        dict(lookup="own", size=None, coords=torch.zeros(2, 10, 2)), ValueError, "table: expected an entry for each of 2 x 10 points",
+    ),
     "weight's shape": (dict(fourier_weight=torch.zeros(7, 3)), ValueError, r"fourier_weight: expected \[F, 2\]"),
     "weight's dtype": (dict(fourier_weight=torch.zeros(7, 2).half()), TypeError, "fourier_weight: expected float32"),
     "bias": (dict(fourier_bias=torch.zeros(6)), ValueError, r"fourier_bias: expected \[F\] = \[7\]"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cips import Generator, GeneratorConfig, Sampler, grids
+from cips_kernels import encoding
 from cips_kernels.testing import assert_close_as_eager
 
 TINY = GeneratorConfig(
@@ -48,6 +49,27 @@ def test_images_are_the_generators(where, options):
     with torch.no_grad():
         expected = g(z, **PLACES[where], **options)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"coords": torch.rand(17, 2) * 2 - 1}, {"size": (4, 6)}, {"size": (3, 5), "lookup": "compat"}])
+def test_few_points_are_looked_up_once(options, monkeypatch):
+    """Their embeddings are the sampler's table; many points keep the generator's."""
+    g, z = make(), torch.randn(2, 12)
+    few, many = Sampler(g, 2, **options), Sampler(g, 2, size=(40, 50))
+    assert few._encoding.lookup == "own" and many._encoding.lookup == "exact"
+    assert few._encoding.table.nbytes <= g.encoding.table.weight.nbytes
+
+    def refuse(*_arguments):
+        raise AssertionError("a lookup")
+
+    with torch.no_grad():
+        g.encoding.table.weight.mul_(1.3)
+        few.refresh()
+        expected = g(z, noise=5, **options)
+        monkeypatch.setattr(encoding, "table_lookup", refuse)
+        torch.testing.assert_close(few(z, noise=5), expected, rtol=1e-4, atol=1e-4)
+        with pytest.raises(AssertionError, match="a lookup"):
+            many(z)
 
 
 @pytest.mark.parametrize("missing", ["fourier_features", "table_features"])

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from cips_kernels import Encoding, PreparedStack, functional
+from cips_kernels.encoding import OWN, embeddings, tiles
 
 from .generator import Generator, stack_noise
 from .layers import NEGATIVE_SLOPE
 
+_TILE = 16384  # points whose embeddings are made at once: 32 MB of float32 at 512 channels, four corners each
 _WARM_UP = 2  # calls before a graph is captured: kernels are loaded, workspaces made
 
 
@@ -17,7 +19,7 @@ class Sampler:
     """`generator(z, ...)` for one number of images and one set of points, with less to do in a call.
 
     Weights are joined, scaled and, where the generator computes in 16 bits, the table is rounded once instead of in every
-    call; on a GPU the call is a CUDA graph, which the host launches at once. Images are those of the generator, up to a
+    call; of points off the table's grid that are not too many, the embeddings are made once, and the table is not kept. On a GPU the call is a CUDA graph, which the host launches at once. Images are those of the generator, up to a
     rounding of w in the last bits of float32.
 
     Args:
@@ -57,15 +59,10 @@ class Sampler:
         self._points = None if points is None else points.clone()
         dtype = generator.compute_dtype(parameter.device.type)
         encoding = generator.encoding.at(self._points, size=full, lookup=lookup, dtype=dtype)
-        # on the table's own grid the entries are read as they are: round them once
-        self._rounds_table = encoding.on_table_grid and dtype in (torch.bfloat16, torch.float16)
-        table = encoding.table
-        if table is not None:
-            table = table.detach().to(dtype) if self._rounds_table else table.detach().clone()
-        self._encoding: Encoding = encoding._replace(
+        self._lookup = lookup
+        self._encoding = self._gather_encoding(encoding)._replace(
             fourier_weight=encoding.fourier_weight.detach().clone(),
             fourier_bias=encoding.fourier_bias.detach().clone(),
-            table=table,
         )
         self._mapping = self._gather_mapping()
         self._w_mean = generator.w_mean.clone()
@@ -76,6 +73,20 @@ class Sampler:
         self._graphs: dict[tuple[bool, float], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
 
     @torch.no_grad()
+    def _gather_encoding(self, encoding: Encoding) -> Encoding:
+        """`encoding` with a table of the sampler's own: rounded where entries are read as they are, and with an entry a point
+        in place of more numbers to interpolate."""
+        table = encoding.table
+        if table is None:
+            return encoding
+        if encoding.on_table_grid:
+            return encoding._replace(table=table.detach().to(encoding.dtype, copy=True))
+        if encoding.images > 1 or encoding.pixels * table.shape[2] * encoding.dtype.itemsize > table.numel() * table.itemsize:
+            return encoding._replace(table=table.detach().clone())
+        entries = [embeddings(encoding, *tile) for tile in tiles(encoding.pixels, _TILE)]
+        return encoding._replace(table=torch.cat(entries).detach().unsqueeze(1), lookup=OWN)
+
+    @torch.no_grad()
     def _gather_mapping(self) -> tuple[Tensor, Tensor]:
         weights, biases = zip(*(layer.effective() for layer in list(self.generator.mapping)[1:]))
         return torch.stack(weights), torch.stack(biases)
@@ -83,8 +94,9 @@ class Sampler:
     @torch.no_grad()
     def refresh(self) -> None:
         """Take over the generator's parameters as they are now; graphs go on with them."""
-        source = self.generator.encoding.at(self._points, size=self._encoding.size)
-        for mine, theirs in zip(self._encoding[:3], source[:3]):
+        e = self._encoding
+        source = self.generator.encoding.at(self._points, size=e.size, lookup=self._lookup, dtype=e.dtype)
+        for mine, theirs in zip(e[:3], self._gather_encoding(source)[:3]):
             if mine is not None:
                 mine.copy_(theirs)
         for mine, theirs in zip(self._mapping, self._gather_mapping()):
