@@ -1,0 +1,202 @@
+"""What a caller may do around a backward, and what PyTorch's own operators do about it: the operators here do the same."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from torch import Tensor
+
+from cips_kernels import Encoding, FusedModFCStack, cuda, functional
+from cips_kernels.testing import StackCase, random_stack, relative_error
+
+SAVES = ["all", "some", "none"]
+ON_GPU = [pytest.param(name, marks=pytest.mark.gpu) for name in ("triton", "cuda")]
+BACKENDS = ["reference", "cpu", *ON_GPU]
+WIDTHS, RGB_AFTER = (64, 64, 32, 64), (0, 2)
+
+
+def make(backend: str, **options) -> StackCase:
+    """Leaves, in bfloat16 on a GPU and in float32 elsewhere."""
+    if backend in ("triton", "cuda"):
+        if backend == "cuda" and not cuda.available()[0]:
+            pytest.skip(cuda.available()[1])
+        options = {"device": "cuda", "dtype": torch.bfloat16, **options}
+    return random_stack(WIDTHS, RGB_AFTER, **{"batch": 2, "pixels": 70, "noise": 5, **options}).leaves()
+
+
+def colours(case: StackCase, backend: str, save: str = "all") -> Tensor:
+    return case.call(functional.modfc_stack, backend=backend, save=save, want_features=False)[1]
+
+
+@pytest.mark.parametrize("save", SAVES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_graph_that_was_freed(backend: str, save: str) -> None:
+    loss = colours(make(backend), backend, save).square().sum()
+    loss.backward()
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("save", SAVES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_graph_that_was_kept(backend: str, save: str) -> None:
+    case = make(backend)
+    rgb = colours(case, backend, save)
+    tensors = [t for t in case.tensors().values() if t.requires_grad]
+    sent = torch.ones_like(rgb)
+    first, second = (torch.autograd.grad(rgb, tensors, sent, retain_graph=True) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+
+
+@pytest.mark.parametrize("changed", ["x", "weights[1]", "styles[0]"])
+@pytest.mark.parametrize("save", SAVES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_tensor_that_was_changed_in_place(backend: str, save: str, changed: str) -> None:
+    """What the call joins into one tensor is the call's copy, and its gradient is that of before; what it keeps itself is
+    refused, as by PyTorch's own operators. Never a gradient of a mixture."""
+    case, again = make(backend), make(backend)
+    rgb = colours(case, backend, save)
+    with torch.no_grad():
+        case.tensors()[changed].mul_(1.5)
+    names = [name for name, t in case.tensors().items() if t.requires_grad]
+    try:
+        found = torch.autograd.grad(rgb, [case.tensors()[name] for name in names], torch.ones_like(rgb))
+    except RuntimeError as error:
+        assert "modified by an inplace operation" in str(error)
+        return
+    assert changed != "x", "a tensor that is kept as it is"
+    expected = colours(again, backend, save)
+    expected = torch.autograd.grad(expected, [again.tensors()[name] for name in names], torch.ones_like(expected))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected))
+
+
+@pytest.mark.parametrize("save", SAVES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_of_another_dtype_and_layout(backend: str, save: str) -> None:
+    case = make(backend)
+    tensors = [t for t in case.tensors().values() if t.requires_grad]
+    rgb = colours(case, backend, save)
+    sent = torch.randn(rgb.shape, generator=torch.Generator().manual_seed(1)).to(rgb)
+    expected = torch.autograd.grad(rgb, tensors, sent, retain_graph=True)
+    strided = torch.empty(rgb.shape[::-1], dtype=rgb.dtype, device=rgb.device).permute(2, 1, 0).copy_(sent)
+    spread = torch.stack((sent, sent), -1)[..., 0]
+    for other in (sent.double(), strided, spread):
+        found = torch.autograd.grad(rgb, tensors, other, retain_graph=True)
+        assert all(alike(a, b) for a, b in zip(found, expected))
+    # one number for all, as sum() sends it
+    whole = torch.autograd.grad(rgb, tensors, torch.ones_like(rgb), retain_graph=True)
+    found = torch.autograd.grad(rgb.sum(), tensors)
+    assert all(alike(a, b) for a, b in zip(found, whole))
+
+
+def alike(a: Tensor, b: Tensor) -> bool:
+    """But for the order in which PyTorch adds up numbers that lie otherwise."""
+    return relative_error(a, b) <= 8 * torch.finfo(a.dtype).eps
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_without_gradients(backend: str) -> None:
+    case = make(backend)
+    with torch.no_grad():
+        silent = colours(case, backend)
+    with torch.inference_mode():
+        inference = colours(case, backend)
+    assert not silent.requires_grad and silent.grad_fn is None and torch.equal(silent, inference)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        silent.sum().backward()
+    tensors = [t for t in case.tensors().values() if t.is_floating_point()]
+    for t in tensors[1:]:
+        t.requires_grad_(False)
+    rgb = colours(case, backend)
+    rgb.sum().backward()
+    assert tensors[0].grad is not None and all(t.grad is None for t in tensors[1:])
+
+
+@pytest.mark.parametrize("at", [1, 3, 6, 10])
+@pytest.mark.parametrize("save", SAVES)
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_out_of_memory_halfway(monkeypatch: pytest.MonkeyPatch, backend: str, save: str, at: int) -> None:
+    """Memory gives out at some product of the forward or the backward: the error is told, and the next call is right."""
+    expected, case = make(backend), make(backend)
+    exact = torch.autograd.grad(colours(expected, backend, save).sum(), list(leaves(expected)))
+    left = [at]
+
+    def scarce(plain):
+        def product(*args, **kwargs):
+            left[0] -= 1
+            if left[0] == 0:
+                raise torch.OutOfMemoryError("none left")
+            return plain(*args, **kwargs)
+
+        return product
+
+    with monkeypatch.context() as patch:
+        for name in ("matmul", "bmm", "mm"):
+            patch.setattr(torch, name, scarce(getattr(torch, name)))
+        with pytest.raises(torch.OutOfMemoryError, match="none left"):
+            colours(case, backend, save).sum().backward()
+    assert left[0] == 0 and all(t.grad is None for t in leaves(case)), "nothing is left half-written"
+    gc.collect()
+    found = torch.autograd.grad(colours(case, backend, save).sum(), list(leaves(case)))
+    assert all(torch.equal(a, b) for a, b in zip(found, exact))
+
+
+def leaves(case: StackCase) -> list[Tensor]:
+    return [t for t in case.tensors().values() if t.requires_grad]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("save", SAVES)
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+def test_out_of_memory_halfway_on_a_gpu(backend: str, save: str) -> None:
+    """Of ever more memory: until it is enough every call says that it is not, and then the gradients are as ever."""
+    case = make(backend, pixels=20_000)
+    exact = torch.autograd.grad(colours(case, backend, save).sum(), leaves(case))
+    held, failed = [], 0
+    for spare in range(1, 200):
+        torch.cuda.empty_cache()
+        free = torch.cuda.mem_get_info()[0] - spare * 2**20
+        try:
+            held = [torch.empty(free, dtype=torch.uint8, device="cuda")]
+            found = torch.autograd.grad(colours(case, backend, save).sum(), leaves(case))
+            break
+        except torch.OutOfMemoryError:
+            failed += 1
+        finally:
+            held.clear()
+    else:
+        pytest.fail("200 MB are not enough")
+    assert failed and all(torch.equal(a, b) for a, b in zip(found, exact))
+
+
+@pytest.mark.parametrize("save", SAVES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_penalty_on_the_path_length_trains(backend: str, save: str) -> None:
+    """StyleGAN2's regulariser, the square of |J^T y| - a, of the colours by w, through the affines: its gradients against
+    those of the float64 oracle."""
+
+    def penalty(backend: str, dtype: torch.dtype) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        device = "cuda" if backend in ("triton", "cuda") or on_gpu else "cpu"
+        stack = FusedModFCStack([64, 64, 32, 32], 8, noise=True, backend=backend, save=save).to(device, dtype)
+        generator = torch.Generator().manual_seed(1)
+        draw = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)  # noqa: E731
+        e = Encoding(draw(32, 2), draw(32), draw(5, 6, 32), None, (5, 6))
+        w = draw(3, 8).requires_grad_()
+        rgb = stack(e, w, 7)
+        (slope,) = torch.autograd.grad((rgb * draw(*rgb.shape)).sum(), w, create_graph=True)
+        (slope.norm(dim=1) - 3.0).square().mean().backward()
+        named = {name: p.grad for name, p in stack.named_parameters() if p.grad is not None}
+        assert {"layers.0.weight", "layers.1.affine.weight", "to_rgbs.0.weight"} <= named.keys()
+        return named
+
+    on_gpu = backend in ("triton", "cuda")
+    if backend == "cuda" and not cuda.available()[0]:
+        pytest.skip(cuda.available()[1])
+    found, eager, exact = penalty(backend, torch.float32), penalty("reference", torch.float32), penalty("reference", torch.float64)
+    for name, value in found.items():
+        if exact[name].any():
+            allowed = 2 * max(relative_error(eager[name], exact[name]), 2e-6)
+            assert relative_error(value, exact[name]) <= allowed, name
