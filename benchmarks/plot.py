@@ -198,6 +198,18 @@ def svg(results: dict) -> str:
     ])  # fmt: skip
 
 
+def brief(results: dict) -> dict:
+    """`results` with what a first look is for: stack and whole generator at the smallest size, the fewest and the most images,
+    where rivals are at their best; all of those where they are nowhere."""
+    rows = [row for row in results["rows"] if row["case"] in ("stack", GENERATOR)]
+    smallest = min((row["height"] * row["width"] for row in rows), default=0)
+    rows = [row for row in rows if row["height"] * row["width"] == smallest]
+    extremes = {extreme(row["batch"] for row in rows) for extreme in (min, max)} if rows else set()
+    rows = [row for row in rows if row["batch"] in extremes]
+    best = {_place(row) for row in rows if row["ok"] and row["provider"].removesuffix(_GRAPH) in COMPILED}
+    return results | {"rows": [row for row in rows if _place(row) in best] or rows}
+
+
 def draw(results: dict, path: Path) -> str | None:
     """Write the picture; returns None, or why there is none."""
     if not results["rows"]:

@@ -1,7 +1,7 @@
 """Tables of what was measured: in the terminal, in the README, and beside the results files.
 
 `python benchmarks/report.py` prints the README's short tables from the results files and writes them between the
-README's two markers, and every table into README.md beside those files; with `--check` it writes nothing and exits with 1
+README's two markers, its picture in brief and every table beside those files; with `--check` it writes nothing and exits with 1
 where they differ.
 """
 
@@ -26,7 +26,7 @@ from tables import title as _title
 
 START, END = "<!-- benchmark:start -->", "<!-- benchmark:end -->"
 README = ROOT / "README.md"
-TABLES = "README.md"  # in the folder of results
+TABLES, BRIEF = "README.md", "brief.svg"  # in the folder of results
 
 
 def load(folder: Path = RESULTS) -> list[dict]:
@@ -128,30 +128,27 @@ def markdown(results: dict) -> str:
     return "\n".join(lines)
 
 
-def _picture(results: dict, folder: Path, page: Path) -> str:
-    """The device's picture as a page in the folder `page` shows it; nothing where there is none."""
+def _picture(results: dict, folder: Path) -> str:
+    """The device's picture as the page beside it shows it; nothing where there is none."""
     path = (folder / results["file"]).with_suffix(".svg")
-    if not path.exists():
-        return ""
-    place = Path(os.path.relpath(path, page)).as_posix()
-    return f"![Time of the modulated layers on {results['device']}]({place})"
+    return f"![Time of the modulated layers on {results['device']}]({path.name})" if path.exists() else ""
 
 
 def readme_section(folder: Path = RESULTS) -> str:
-    """What stands between the README's markers: each device's picture and short table."""
-    shown = [
-        text for results in load(folder) for text in (_picture(results, folder, ROOT), headline.markdown(results, folder)) if text
-    ]
+    """What stands between the README's markers: the first device's picture in brief, and each device's short table."""
+    found = load(folder)
+    shown = [text for results in found if (text := headline.markdown(results, folder))]
     if not shown:
         return "Nothing measured yet: `python benchmarks/modfc_bench.py`."
-    place = Path(os.path.relpath(folder / TABLES, ROOT)).as_posix()
-    written = f"Every provider, size, peak memory and error: [{place}]({place}). Written by `python benchmarks/report.py`."
-    return "\n\n".join([*shown, headline.NOTE, written])
+    table, picture = (Path(os.path.relpath(folder / name, ROOT)).as_posix() for name in (TABLES, BRIEF))
+    image = f"![Time of the modulated layers on {found[0]['device']}]({picture})"
+    written = f"Every provider, size, peak memory and error: [{table}]({table}). Written by `python benchmarks/report.py`."
+    return "\n\n".join([image, *shown, headline.NOTE, written])
 
 
 def tables(folder: Path = RESULTS) -> str:
     """Every table of every device: the page beside the results files."""
-    kinds = (lambda results: _picture(results, folder, folder), markdown, generator_report.markdown)
+    kinds = (lambda results: _picture(results, folder), markdown, generator_report.markdown)
     shown = [text for results in load(folder) for kind in kinds if (text := kind(results))]
     note = (
         f"Time, share of the matrix-product ceiling and ratio to {TITLES[BASELINE]} of the same run; peak "
@@ -195,6 +192,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if results["source_digest"] != source_digest():
             print(f"note: {results['file']} was measured with other sources than these", file=sys.stderr)
     pages = {chosen.results / TABLES: tables(chosen.results)}
+    if found := load(chosen.results):
+        pages[chosen.results / BRIEF] = plot.svg(plot.brief(found[0]))
     if chosen.readme.exists():
         pages[chosen.readme] = insert(chosen.readme.read_text(encoding="utf-8"), section)
     else:

@@ -99,7 +99,7 @@ def test_picture_is_that_of_the_results(written) -> None:
     results, folder = written
     picture = folder / (machine.slug(results["device"]) + ".svg")
     assert picture.read_text(encoding="utf-8") == plot.svg(results)
-    assert picture.name in report.readme_section(folder) and picture.name in report.tables(folder)
+    assert picture.name in report.tables(folder) and report.BRIEF in report.readme_section(folder)
 
 
 def _planned(monkeypatch: pytest.MonkeyPatch, *arguments: str, rate: float = 1.0) -> list[Case]:
@@ -369,3 +369,5 @@ def test_readme_shows_the_results_files() -> None:
     assert report.insert(text, report.readme_section()) == text, "run: python benchmarks/report.py"
     page = machine.RESULTS / report.TABLES
     assert page.read_text(encoding="utf-8") == report.tables(), "run: python benchmarks/report.py"
+    picture = machine.RESULTS / report.BRIEF
+    assert picture.read_text(encoding="utf-8") == plot.svg(plot.brief(report.load()[0])), "run: python benchmarks/report.py"

@@ -167,3 +167,17 @@ def test_a_picture_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: 
     with pytest.raises(KeyboardInterrupt):
         plot.draw(_results(_row("bmm", 1.0)), picture)
     assert picture.read_text() == "old"
+
+
+def test_in_brief_the_extremes_where_rivals_are_at_their_best() -> None:
+    def of(case: str, provider: str, batch: int, height: int = 6) -> dict:
+        return _row(provider, 8.0, case=case) | {"batch": batch, "height": height}
+
+    rows = [of("stack", name, batch) for batch in (1, 4, 16) for name in ("bmm", "cuda")]
+    rows += [of("stack", "bmm_compiled", 16), of("stack", "bmm_compiled", 4), of("layer", "bmm_compiled", 1)]
+    rows += [of(cases.GENERATOR, "bmm_compiled", 1), of(cases.GENERATOR, "bmm_compiled", 1, 60)]
+    shown = plot.brief(_results(*rows))["rows"]
+    assert {(r["case"], r["batch"], r["height"]) for r in shown} == {("stack", 16, 6), (cases.GENERATOR, 1, 6)}
+    plain = [row for row in rows if row["provider"] != "bmm_compiled"]
+    assert {r["batch"] for r in plot.brief(_results(*plain))["rows"]} == {1, 16}, "compiled nowhere: what there is"
+    assert plot.brief(_results())["rows"] == []
