@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -169,6 +170,16 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(checkpoint, tmp
     assert done.returncode == 2, done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith(f"cips: error: {out}/000000.png: cannot be written")
     assert "Traceback" not in done.stderr and list(out.iterdir()) == []
+
+
+def test_every_process_is_started_where_no_interrupt_can_come_between(tmp_path):
+    """A worker that Ctrl-C cuts off from the pool while it is being started would be waited for without end."""
+    before = set(multiprocessing.active_children())
+    with PngFolder(tmp_path, workers=3) as folder:
+        folder.wait_for_workers()
+        assert len(set(multiprocessing.active_children()) - before) == 3
+        folder.write(np.zeros((9, 4, 4, 3), np.uint8))
+    assert len(list(tmp_path.iterdir())) == 9
 
 
 @posix

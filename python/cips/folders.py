@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -33,6 +34,7 @@ from .pictures import save_png
 
 _TASK_BYTES = 1 << 20  # pixels of a task: enough images that passing them on costs little beside encoding them
 _TASKS_A_WORKER = 4  # waiting or under way: no worker waits for work, and memory does not grow with the count
+_ARRIVING = 0.2  # seconds of a worker's first task: more than it takes to ask for all the others
 _FEW_PIXELS = 1 << 24  # encoded before processes would have started
 
 _writing = threading.Lock()  # in a worker: held while a file is being written
@@ -78,7 +80,7 @@ class PngFolder:
         self._workers, self._level = workers, level
         self._tasks: deque[tuple[str, Future[None]]] = deque()
         self._pool: ProcessPoolExecutor | None = None
-        self._first: Future[int] | None = None
+        self._first: list[Future[None]] = []
         if workers:
             # a server that has imported the package forks the workers: it is paid once, and knows of no GPU
             server = "forkserver" in multiprocessing.get_all_start_methods()
@@ -87,10 +89,12 @@ class PngFolder:
                 context.set_forkserver_preload(["__main__", __name__])
             self._pool = ProcessPoolExecutor(workers, context, initializer=_initialise)
             # imports take seconds; meanwhile the caller loads its generator
-            self._start = threading.Thread(target=self._first_task, daemon=True)
+            self._start = threading.Thread(target=self._first_tasks, daemon=True)
             self._start.start()
 
-    def _first_task(self) -> None:
+    def _first_tasks(self) -> None:
+        """Starts every process, in a thread where no Ctrl-C interrupts it: one that the pool has started but does not know yet
+        would never be told to end, and the program would wait for it at its own end."""
         assert self._pool is not None
         if hasattr(signal, "pthread_sigmask"):
             # of this thread; the server and its workers inherit it. A worker that is still starting when Ctrl-C comes would
@@ -98,16 +102,16 @@ class PngFolder:
             resource_tracker.ensure_running()
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            self._first = self._pool.submit(os.getpid)
+            for _ in range(self._workers):  # the pool starts a process for a task that finds none idle
+                self._first.append(self._pool.submit(time.sleep, _ARRIVING))
         except (BrokenProcessPool, RuntimeError, OSError):
             pass  # the first images meet the same
 
     def wait_for_workers(self) -> None:
-        """Waits until the processes can be started at once; without it, the first images wait."""
+        """Waits until the processes are there; without it, the first images wait."""
         if self._pool is not None:
             self._start.join()
-            if self._first is not None:
-                wait_for([self._first])
+            wait_for(self._first)
 
     def write(self, pixels: np.ndarray | Tensor) -> None:
         """Takes uint8 `[B, H, W, 3]` on the CPU, which may be overwritten afterwards; waits where too many wait already.
