@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import signal
@@ -187,7 +188,8 @@ def test_every_process_is_started_where_no_interrupt_can_come_between(tmp_path):
 def test_an_interrupted_run_leaves_whole_files_only(checkpoint, tmp_path, number):
     out = tmp_path / "out"
     arguments = command(checkpoint, out, "--count=100000", "--size=200", "--workers=2")
-    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, start_new_session=True)
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what runs in a shell's background ignores it
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=heard)
     try:
         deadline = time.monotonic() + 100
         while not (out.is_dir() and len(list(out.glob("0*.png"))) >= 5):
