@@ -19,7 +19,8 @@ class Sampler:
     """`generator(z, ...)` for one number of images and one set of points, with less to do in a call.
 
     Weights are joined, scaled and, where the generator computes in 16 bits, the table is rounded once instead of in every
-    call; of points off the table's grid that are not too many, the embeddings are made once, and the table is not kept. On a GPU the call is a CUDA graph, which the host launches at once. Images are those of the generator, up to a
+    call; of points off the table's grid whose embeddings are no more than the table they are made once, and the table is not
+    kept. On a GPU the call is a CUDA graph, which the host launches at once. Images are those of the generator, up to a
     rounding of w in the last bits of float32.
 
     Args:
