@@ -152,7 +152,12 @@ def captured(calls: Sequence[Call]) -> Entry:
     with torch.cuda.graph(graph):
         for call in calls:
             call()
-    return Entry("", graph.replay, calls=len(calls))
+
+    def replay(held: Sequence[Call] = tuple(calls)) -> None:
+        """`held`: the graph reads what the calls own."""
+        graph.replay()
+
+    return Entry("", replay, calls=len(calls))
 
 
 def peak_bytes(call: Call, device: torch.device) -> int | None:
