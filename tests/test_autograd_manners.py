@@ -172,6 +172,7 @@ def test_out_of_memory_halfway_on_a_gpu(backend: str, save: str) -> None:
     assert failed and all(torch.equal(a, b) for a, b in zip(found, exact))
 
 
+@pytest.mark.parametrize("save", SAVES)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_penalty_on_the_path_length_trains(backend: str, save: str) -> None:
     """StyleGAN2's regulariser, the square of |J^T y| - a, of the colours by the styles: its gradients against autograd's of the

@@ -43,15 +43,14 @@ void chain_pack(const ChainPlan& plan, const ChainPack& a, Target target)
     p.depth = static_cast<int32_t>(plan.layers.size());
     p.rgb_count = static_cast<int32_t>(plan.rgbs.size());
     p.demodulate = a.demodulate;
-    for (const StackLayer& l : plan.layers) p.slab_blocks += l.slabs;
+    for (const StackLayer& l : plan.layers) p.slab_blocks += l.slabs * l.chunks;
     std::copy(plan.layers.begin(), plan.layers.end(), p.layers);
     std::copy(plan.rgbs.begin(), plan.rgbs.end(), p.rgbs);
 
     const DeviceGuard guard(target.device);
     const auto stream = reinterpret_cast<cudaStream_t>(target.stream);
-    const int image_groups = (p.batch + kPackImages - 1) / kPackImages;
     const int record_blocks = (p.image_records * p.batch + kChainWarps - 1) / kChainWarps;
-    const auto blocks = static_cast<unsigned>(p.slab_blocks * image_groups + record_blocks);
+    const auto blocks = static_cast<unsigned>(p.slab_blocks * p.batch + record_blocks);
     if (a.dtype == DType::kBFloat16) {
         stack_chain_pack_kernel<__nv_bfloat16><<<blocks, kPackThreads, 0, stream>>>(p);
     } else {
