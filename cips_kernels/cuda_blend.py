@@ -6,8 +6,6 @@ from a quadratic form in its blend's weights. Forward only, as `cuda_onchip`.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -39,17 +37,13 @@ def why_not_encoding(e: Encoding) -> str | None:
 
 
 def prepare(inputs: StackInputs, spec: StackSpec, dtype: torch.dtype, e: Encoding | None = None) -> Prepared:
-    """Tile the weights, and make what depends on the styles: demodulation forms, styles and colours of every chunk."""
+    """Tile the weights, and make what depends on the styles: demodulation forms, styles and colours of every half chunk."""
     batch, device = inputs.batch, inputs.weights.device
     count = inputs.styles.shape[1]
-    ones = inputs.styles.new_ones(1, inputs.styles.shape[2])
-    # slabs of a style of ones, without demodulation: c W
-    slabs = cuda_onchip.prepare(
-        inputs._replace(styles=ones, blend=None), replace(spec, demodulate=False), dtype, e
-    ).slabs
     held = min(spec.widths[0], MAX_WIDTH) if e is None else e.fourier_weight.shape[0]
     plan = cuda_onchip.make_plan(spec, batch, held, count)
     styles = inputs.styles.contiguous()
+    slabs = torch.empty(plan.slab_bytes, dtype=torch.uint8, device=device)  # c W, for all images
     records = torch.empty((batch, plan.record_bytes), dtype=torch.uint8, device=device)
     rgb_bias = torch.empty(MAX_CHANNELS, dtype=torch.float32, device=device)
     fourier = weight = bias = None
@@ -66,7 +60,7 @@ def prepare(inputs: StackInputs, spec: StackSpec, dtype: torch.dtype, e: Encodin
         strengths=inputs.noise_strengths.data_ptr(),
         fourier_weight=0 if e is None else weight.data_ptr(),
         fourier_bias=0 if e is None else bias.data_ptr(),
-        slabs=0,
+        slabs=slabs.data_ptr(),
         records=records.data_ptr(),
         fourier=0 if e is None else fourier.data_ptr(),
         rgb_bias=rgb_bias.data_ptr(),

@@ -262,7 +262,7 @@ def test_stack_plan_counts_what_a_blend_keeps(module: ModuleType) -> None:
     """Beside bias and strength: a float for each pair of styles, a 16-bit value a style, and colours of eight columns."""
     plain, blend = (stack_plan(module, (64, 512, 300), (1,), 64, styles=styles) for styles in (0, 2))
     assert blend.slab_bytes == plain.slab_bytes
-    assert blend.record_bytes == 7 * (128 * 4 + 16 + 3 * 128 * 4 + 2 * 128 * 2 + 128 * 8 * 2)
+    assert blend.record_bytes == 14 * (64 * 16 * 2 + 64 * 4 + 16 + 2 * 64 * 2 + 64 * 8 * 2)
     assert (plain.fourier_floats, blend.fourier_floats) == (64 * 3, 64 * 5)
 
 

@@ -25,11 +25,11 @@ struct StackBlendTail : StackParts<T, StackShape<kStyles>> {
     using Parts::thread_of_block;
     using typename Parts::Shape;
 
-    static constexpr bool kInput = true;
-    static constexpr bool kSkips = false;
-    static constexpr bool kTight = true;
+    static constexpr uint32_t kHalfSlab = kSlabBytes / kHalves >> 4;  // in descriptors
 
-    using Colours = float[Shape::kRgbProducts][4];  // rows g and g + 8; columns 2 t and 2 t + 1: 4 (k % 2) + c
+    uint32_t forms[2];  // left side of a half's forms: rows g and g + 8, columns 2 t and 2 t + 1, see StackShape<2>
+
+    using Colours = float[4];  // rows g and g + 8; columns 2 t and 2 t + 1: 4 k + c
 
     __device__ __forceinline__ StackBlendTail(const StackParams& params, uint32_t base) : Parts(params, base) {}
 
@@ -54,6 +54,14 @@ struct StackBlendTail : StackParts<T, StackShape<kStyles>> {
             asm volatile("st.shared.f32 [%0], %1;" ::"r"(weights_of(row) + 4 * k), "f"(weight) : "memory");
         }
         __syncwarp();
+        const int t = lane % 4;
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            const RowBlend<kStyles> blend = blend_of(r);
+            const float left = t < 2 ? blend.of[0] : blend.of[1], right = t < 1 ? blend.of[0] : blend.of[1];
+            const float form = t == 3 ? 1.0f : left * right;
+            forms[r] = pack_pair(form, form - round_to<__nv_bfloat16>(form), __nv_bfloat16());
+        }
     }
 
     __device__ __forceinline__ RowBlend<kStyles> blend_of(int row) const
@@ -89,15 +97,63 @@ struct StackBlendTail : StackParts<T, StackShape<kStyles>> {
         Parts::make_input(blend);
     }
 
-    __device__ __forceinline__ void start_chunk(const StackLayer&, int, float, float)
+    /// By halves, as the other layers: the compiler finds no room for accumulators of two shapes.
+    __device__ __forceinline__ void multiply(const uint32_t* x, uint32_t b)
     {
-#pragma unroll
-        for (int j = 0; j < 64; ++j) acc[j] = 0.0f;
+        wgmma_registers<T>(half<0>(), x[0], x[1], x[2], x[3], matrix_descriptor(b));
+        wgmma_registers<T>(half<1>(), x[0], x[1], x[2], x[3], matrix_descriptor(b + kHalfSlab));
     }
 
-    /// Demodulation, bias, noise and activation. A load brings all that there is of one channel: few registers are
-    /// left, and many short loads under way need fewer than one long one.
-    __device__ __forceinline__ void activate(uint32_t (&x)[32], const float (&noise)[2]) const
+    __device__ __forceinline__ void multiply_shared(uint32_t x, uint32_t b)
+    {
+        wgmma_shared<T>(half<0>(), matrix_descriptor(x), matrix_descriptor(b));
+        wgmma_shared<T>(half<1>(), matrix_descriptor(x), matrix_descriptor(b + kHalfSlab));
+    }
+
+    /// The quadratic forms of a half's channels, into the second half of the accumulators.
+    __device__ __forceinline__ void send_forms()
+    {
+        const uint64_t b = halves_descriptor(this->record() + Shape::kChannel, Shape::kFormStep);
+        wgmma_fresh<__nv_bfloat16>(half<1>(), forms[0], forms[1], forms[0], forms[1], b);
+    }
+
+    template <int kHalf>
+    __device__ __forceinline__ float (&half())[32]
+    {
+        return *reinterpret_cast<float (*)[32]>(acc + 32 * kHalf);
+    }
+
+    __device__ __forceinline__ static float demodulation(float form)
+    {
+        float d;  // |form|: what is zero but for rounding may come out below
+        asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(fabsf(form)));
+        return d;
+    }
+
+    /// Demodulation, bias, noise and activation of a half whose forms were sent.
+    __device__ __forceinline__ void activate(uint32_t (&x)[16], const float (&noise)[2]) const
+    {
+#pragma unroll
+        for (int q = 0; q < 4; ++q) {
+            const float4 v = of_record(Shape::kBias + 16 * (lane % 4) + 64 * q);
+            const float bias[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+            for (int j = 4 * q; j < 4 * q + 4; ++j) {
+                float y[2];
+#pragma unroll
+                for (int e = 0; e < 2; ++e) {
+                    y[e] =
+                        fmaf(acc[2 * j + e], demodulation(acc[32 + 2 * j + e]), bias[j % 4 / 2 * 2 + e] + noise[j % 2]);
+                }
+                x[j] = leaky_relu_pair<T>(y[0], y[1], p.slope_pair);
+            }
+        }
+    }
+
+    /// The same of half kHalf of layer 0, whose accumulators leave no room for forms. A load brings all that there is
+    /// of one channel: few registers are left, and many short loads under way need fewer than one long one.
+    template <int kHalf>
+    __device__ __forceinline__ void activate_first(uint32_t (&x)[16], const float (&noise)[2]) const
     {
         float form[2][3];
 #pragma unroll
@@ -109,27 +165,27 @@ struct StackBlendTail : StackParts<T, StackShape<kStyles>> {
         }
         const auto tail = [&](float y, int row, const float4& of) {
             const float q = fmaf(form[row][2], of.z, fmaf(form[row][1], of.y, fmaf(form[row][0], of.x, p.eps)));
-            float d;  // |q|: what is zero but for rounding may come out below
-            asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(fabsf(q)));
-            return fmaf(y, d, of.w + noise[row]);
+            return fmaf(y, demodulation(q), of.w + noise[row]);
         };
 #pragma unroll
-        for (int pair = 0; pair < 16; ++pair) {
+        for (int pair = 0; pair < 8; ++pair) {
             const uint32_t at = Shape::kChannel + 128 * pair + 16 * (lane % 4);
             const float4 low = of_record(at), high = of_record(at + 64);
 #pragma unroll
             for (int row = 0; row < 2; ++row) {
                 const int j = 2 * pair + row;
-                x[j] = leaky_relu_pair<T>(tail(acc[2 * j], row, low), tail(acc[2 * j + 1], row, high), p.slope_pair);
+                const float* y = acc + 32 * kHalf + 2 * j;
+                x[j] = leaky_relu_pair<T>(tail(y[0], row, low), tail(y[1], row, high), p.slope_pair);
             }
         }
     }
 
-    /// source: the noise of a quad's rows is that of threads `source` and `source` + 1.
-    template <bool kLast>
-    __device__ __forceinline__ void finish_chunk(int chunk, const StackLayer& l, bool keep, int source)
+    /// source: the noise of a quad's rows is that of threads `source` and `source` + 1. position: where the result
+    /// goes, into the registers if kKeeps. Of half kFirst of layer 0; kFirst < 0: of another layer.
+    template <int kFirst, bool kKeeps>
+    __device__ __forceinline__ void finish_half(int position, const StackLayer& l, bool keep, int source)
     {
-        this->wait_for_record();
+        if (kFirst >= 0) this->wait_for_record();
         const float strength = this->noise_strength();
         float noise[2];
         asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
@@ -138,8 +194,12 @@ struct StackBlendTail : StackParts<T, StackShape<kStyles>> {
                      : "memory");
         noise[0] = __fmul_rn(noise[0], strength);  // not fused with the bias, which would keep three registers for two
         noise[1] = __fmul_rn(noise[1], strength);
-        uint32_t x[32];
-        activate(x, noise);
+        uint32_t x[16];
+        if constexpr (kFirst < 0) {
+            activate(x, noise);
+        } else {
+            activate_first<kFirst>(x, noise);
+        }
         if (l.rgb) {
             Colours rgb;
             load_colours(rgb);
@@ -147,18 +207,19 @@ struct StackBlendTail : StackParts<T, StackShape<kStyles>> {
             keep_colours(rgb);
         }
         if (keep) scale(x);
-        if (kLast) {
+        if constexpr (kKeeps) {
+            constexpr int kPosition = kFirst == 0 ? kRegisterSlabs - 2 : kRegisterSlabs - 1;
 #pragma unroll
-            for (int j = 0; j < 32; ++j) a[16 * (kRegisterSlabs - 2) + j] = x[j];
+            for (int j = 0; j < 16; ++j) a[16 * kPosition + j] = x[j];
         } else if (keep) {
 #pragma unroll
-            for (int s = 0; s < 8; ++s) this->park(8 * chunk + s, x + 4 * s);
+            for (int s = 0; s < 4; ++s) this->park(4 * position + s, x + 4 * s);
         }
         this->end_chunk();
     }
 
     /// Times the pixel's style of the next layer, in packed arithmetic: half of the instructions of float32's.
-    __device__ __forceinline__ void scale(uint32_t (&x)[32]) const
+    __device__ __forceinline__ void scale(uint32_t (&x)[16]) const
     {
         uint32_t weights[2][kStyles];
 #pragma unroll
@@ -168,7 +229,7 @@ struct StackBlendTail : StackParts<T, StackShape<kStyles>> {
             for (int k = 0; k < kStyles; ++k) weights[row][k] = pack_pair(blend.of[k], blend.of[k], T());
         }
 #pragma unroll
-        for (int q = 0; q < 8; ++q) {
+        for (int q = 0; q < 4; ++q) {
             const float4 v = of_record(Shape::kStyle + 2 * Shape::kStyleStep * (lane % 4 + 4 * q));
             const uint32_t styles[2][2] = {
                 {__float_as_uint(v.x), __float_as_uint(v.y)},
@@ -187,33 +248,27 @@ struct StackBlendTail : StackParts<T, StackShape<kStyles>> {
     }
 
     /// Sums of colours wait in shared memory, each thread's own.
-    __device__ __forceinline__ uint32_t colours(int product) const
+    __device__ __forceinline__ uint32_t colours() const
     {
-        return this->shared + Shape::kColourOffset + (product * 128 * kConsumers + thread_of_block()) * 16;
+        return this->shared + Shape::kColourOffset + thread_of_block() * 16;
     }
 
     __device__ __forceinline__ void load_colours(Colours& rgb) const
     {
-#pragma unroll
-        for (int i = 0; i < Shape::kRgbProducts; ++i) {
-            asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
-                         : "=f"(rgb[i][0]), "=f"(rgb[i][1]), "=f"(rgb[i][2]), "=f"(rgb[i][3])
-                         : "r"(colours(i))
-                         : "memory");
-        }
+        asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                     : "=f"(rgb[0]), "=f"(rgb[1]), "=f"(rgb[2]), "=f"(rgb[3])
+                     : "r"(colours())
+                     : "memory");
     }
 
     __device__ __forceinline__ void keep_colours(const Colours& rgb) const
     {
-#pragma unroll
-        for (int i = 0; i < Shape::kRgbProducts; ++i) {
-            asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(colours(i)), "f"(rgb[i][0]), "f"(rgb[i][1]),
-                         "f"(rgb[i][2]), "f"(rgb[i][3])
-                         : "memory");
-        }
+        asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(colours()), "f"(rgb[0]), "f"(rgb[1]), "f"(rgb[2]),
+                     "f"(rgb[3])
+                     : "memory");
     }
 
-    __device__ __forceinline__ void start_colours() { keep_colours(Colours{}); }
+    __device__ __forceinline__ void start_colours() { keep_colours({0.0f, 0.0f, 0.0f, 0.0f}); }
 
     /// Colours c and c + 1 of the two rows lie with threads t = c / 2 for even styles and t + 2 for odd ones.
     __device__ __forceinline__ void store() const
@@ -228,7 +283,7 @@ struct StackBlendTail : StackParts<T, StackShape<kStyles>> {
             const int64_t at_pixel = this->pixel() + 8 * row;
             const int64_t there = min(at_pixel, p.places.pixels - 1);
             const float* weights = p.blend + this->image() * p.blend_batch_stride + there * p.styles;
-            float colour = odd < p.styles ? rgb[0][j] * __ldg(weights + odd) : 0.0f;
+            float colour = odd < p.styles ? rgb[j] * __ldg(weights + odd) : 0.0f;
             colour += __shfl_xor_sync(~0u, colour, 2);
             if (!odd && channel < p.channels && at_pixel < p.places.pixels) {
                 out[at_pixel * p.rgb_pixel_stride + j % 2 * p.rgb_channel_stride] =

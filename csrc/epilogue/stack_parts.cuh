@@ -25,14 +25,20 @@ struct StackParts : StackPixels {
     {
     }
 
+    __device__ __forceinline__ BarrierPhase record_phase() const
+    {
+        return {bars.record_full + 8 * (chunks % Shape::kRecords), chunks / Shape::kRecords & 1};
+    }
+
     __device__ __forceinline__ void wait_for_record() const
     {
-        mbarrier_wait(bars.record_full + 8 * (chunks % Shape::kRecords), chunks / Shape::kRecords & 1);
+        const BarrierPhase full = record_phase();
+        mbarrier_wait(full.barrier, full.parity);
     }
 
     __device__ __forceinline__ uint32_t parked(int step) const
     {
-        return shared + warpgroup * kParkBytes + thread * 16 + step * 2048;
+        return shared + warpgroup * Shape::kParkBytes + thread * 16 + step * 2048;
     }
 
     __device__ __forceinline__ uint32_t record() const
@@ -87,13 +93,24 @@ struct StackParts : StackPixels {
     /// The input of layer 0 that registers hold.
     __device__ __forceinline__ void make_input(const RowBlend<Shape::kStyles> (&blend)[2])
     {
-        constexpr int kParked = 2 * kParkedChunks;  // slabs that the parking area holds
         park_input(0, min(kParked, p.register_slabs), blend);
 #pragma unroll
         for (int i = 0; i < kParked; ++i) reload(i, i);
         park_input(kParked, p.register_slabs, blend);
 #pragma unroll
         for (int i = kParked; i < kRegisterSlabs; ++i) reload(i, i - kParked);
+    }
+
+    /// Products of 16 channels with 128 outputs of a slab. x: an A fragment.
+    __device__ __forceinline__ void multiply(const uint32_t* x, uint32_t b)
+    {
+        wgmma_registers<T>(acc, x[0], x[1], x[2], x[3], matrix_descriptor(b));
+    }
+
+    /// The same of an input in shared memory.
+    __device__ __forceinline__ void multiply_shared(uint32_t x, uint32_t b)
+    {
+        wgmma_shared<T>(acc, matrix_descriptor(x), matrix_descriptor(b));
     }
 
     /// Four floats of the record in hand.
@@ -114,21 +131,16 @@ struct StackParts : StackPixels {
         return strength;
     }
 
-    /// Adds R x' of a chunk's 128 channels, whose A fragments are `q`, for each product's 8 colours. By ordinary
-    /// arithmetic, 350 instructions, it made the tail longer than the other warpgroup's products.
-    template <int kProducts>
-    __device__ __forceinline__ void add_colours(float (&rgb)[kProducts][4], const uint32_t* q)
+    /// Adds R x' of a record's channels, whose A fragments are `q`, for 8 colours. By ordinary arithmetic, 350
+    /// instructions, it made the tail longer than the other warpgroup's products.
+    __device__ __forceinline__ void add_colours(float (&rgb)[4], const uint32_t* q)
     {
         const uint32_t weights = descriptor_start(record() + Shape::kRgb, Shape::kRgbStep);
         wgmma_fence();
 #pragma unroll
-        for (int s = 0; s < 8; ++s) {
+        for (int s = 0; s < Shape::kOutputs / 16; ++s) {
             const uint32_t* f = q + 4 * s;
-#pragma unroll
-            for (int product = 0; product < kProducts; ++product) {
-                const uint32_t step = (product * Shape::kRgbBytes + s * 2 * Shape::kRgbStep) >> 4;
-                wgmma_narrow<T>(rgb[product], f[0], f[1], f[2], f[3], narrow_descriptor(weights + step));
-            }
+            wgmma_narrow<T>(rgb, f[0], f[1], f[2], f[3], narrow_descriptor(weights + (s * 2 * Shape::kRgbStep >> 4)));
         }
         wgmma_commit();
         wgmma_wait<0>();

@@ -30,7 +30,7 @@ struct StackTail : StackParts<T, StackShape<1>> {
     static constexpr bool kSkips = true;   // serves residual blocks
     static constexpr bool kTight = false;  // has no registers to spare for what comes back under the tail of layer 0
 
-    float rgb[1][4];  // rows g and g + 8, colours 2 t and 2 t + 1
+    float rgb[4];  // rows g and g + 8, colours 2 t and 2 t + 1
 
     __device__ __forceinline__ StackTail(const StackParams& params, uint32_t base) : Parts(params, base) {}
 
@@ -122,7 +122,7 @@ struct StackTail : StackParts<T, StackShape<1>> {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
             const int c = 2 * (lane % 4) + j % 2;
-            rgb[0][j] = c < p.channels ? __ldg(p.rgb_bias + c) : 0.0f;
+            rgb[j] = c < p.channels ? __ldg(p.rgb_bias + c) : 0.0f;
         }
     }
 
@@ -134,7 +134,7 @@ struct StackTail : StackParts<T, StackShape<1>> {
         for (int j = 0; j < 4; ++j) {
             const int64_t at_pixel = pixel() + 8 * (j / 2);
             if (2 * t + j % 2 < p.channels && at_pixel < p.places.pixels) {
-                out[at_pixel * p.rgb_pixel_stride + j % 2 * p.rgb_channel_stride] = rgb[0][j];
+                out[at_pixel * p.rgb_pixel_stride + j % 2 * p.rgb_channel_stride] = rgb[j];
             }
         }
     }

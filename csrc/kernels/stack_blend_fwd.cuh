@@ -2,7 +2,7 @@
 #pragma once
 
 #include "epilogue/stack_blend_tail.cuh"
-#include "tile/stack_consumer.cuh"
+#include "tile/stack_halves.cuh"
 
 namespace cips {
 
@@ -12,7 +12,7 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kStackThreads
     stack_blend_fwd_kernel(const __grid_constant__ StackParams p, const __grid_constant__ TensorMap input_map)
 {
     extern __shared__ __align__(1024) char memory[];
-    run_stack<StackBlendTail<T, kStyles>>(p, input_map, memory);
+    run_stack<StackHalves<StackBlendTail<T, kStyles>>>(p, input_map, memory);
 }
 
 }  // namespace cips

@@ -15,7 +15,7 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kStackThreads
                        const __grid_constant__ StackGrads grads)
 {
     extern __shared__ __align__(1024) char memory[];
-    run_stack<StackChainTail<T>>(p, input_map, memory, grads);
+    run_stack<StackConsumer<StackChainTail<T>>>(p, input_map, memory, grads);
 }
 
 }  // namespace cips

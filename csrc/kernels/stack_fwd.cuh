@@ -14,7 +14,7 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kStackThreads
     stack_fwd_kernel(const __grid_constant__ StackParams p, const __grid_constant__ TensorMap input_map)
 {
     extern __shared__ __align__(1024) char memory[];
-    run_stack<StackTail<T>>(p, input_map, memory);
+    run_stack<StackConsumer<StackTail<T>>>(p, input_map, memory);
 }
 
 }  // namespace cips

@@ -69,8 +69,21 @@ __device__ __forceinline__ void load_channels(float (&v)[8], const float* row, i
     for (int e = 0; e < 8; ++e) v[e] = first + e < count ? __ldg(row + first + e) : 0.0f;
 }
 
-/// One row: lane owns the 8-channel groups lane, lane + 32, ... of the padded input.
-template <typename T>
+/// Bytes from the start of a layer's slabs to a row's line in slab `order` of its chunk. kBlends: past layer 0 two
+/// slabs of 64 outputs a slot.
+template <bool kBlends>
+__device__ __forceinline__ int line_of(const StackLayer& l, int index, int row, int order)
+{
+    const int chunk = row / kChunk + l.skip_chunks;
+    if (!kBlends || index == 0) return (chunk * l.slabs + order) * kSlabBytes + row % kChunk * 128;
+    constexpr int kOutputs = BlendShape::kOutputs;
+    const int half = row / kOutputs % kHalves, slot = l.slots / kHalves * half + order / 2;
+    return (chunk * l.slots + slot) * kSlabBytes + (order % 2 * kOutputs + row % kOutputs) * 128;
+}
+
+/// One row: lane owns the 8-channel groups lane, lane + 32, ... of the padded input. Blends: without a style, for all
+/// images.
+template <typename T, bool kBlends>
 __device__ __forceinline__ void pack_row(const StackPackParams& p, int index, int row, int first_image)
 {
     constexpr int kGroups = 4;  // of 32 lanes x 8 channels: 1,024 inputs
@@ -97,12 +110,12 @@ __device__ __forceinline__ void pack_row(const StackPackParams& p, int index, in
         // a streamed slab, then one in registers, as long as there are both
         const int number = in_registers ? slab : slab - held_slabs;
         const int order = number + (in_registers ? min(number + 1, streamed) : min(number, held_slabs));
-        place[i] = ((row / kChunk + l.skip_chunks) * l.slabs + order) * kSlabBytes + row % kChunk * 128;
+        place[i] = line_of<kBlends>(l, index, row, order);
         load_channels(w[i], weight, first[i], limit[i], vectors);
 #pragma unroll
         for (int e = 0; e < 8; ++e) w[i][e] *= scale;
     }
-    const int last_image = min(first_image + kPackImages, p.batch);
+    const int last_image = kBlends ? 1 : min(first_image + kPackImages, p.batch);
     for (int image = first_image; image < last_image; ++image) {
         const float* style = p.styles + image * p.style_stride + l.style_offset;
         char* slabs = p.slabs + image * p.slab_stride + l.slab_offset;
@@ -110,14 +123,14 @@ __device__ __forceinline__ void pack_row(const StackPackParams& p, int index, in
         float sum = 0.0f;
 #pragma unroll
         for (int i = 0; i < kGroups; ++i) {
-            load_channels(v[i], style, first[i], limit[i], vectors);
+            if (!kBlends) load_channels(v[i], style, first[i], limit[i], vectors);
 #pragma unroll
             for (int e = 0; e < 8; ++e) {
-                v[i][e] *= w[i][e];
+                v[i][e] = kBlends ? w[i][e] : v[i][e] * w[i][e];
                 sum = fmaf(v[i][e], v[i][e], sum);
             }
         }
-        const float factor = fold * (p.demodulate ? rsqrtf(warp_sum(sum) + p.eps) : 1.0f);
+        const float factor = fold * (!kBlends && p.demodulate ? rsqrtf(warp_sum(sum) + p.eps) : 1.0f);
 #pragma unroll
         for (int i = 0; i < kGroups; ++i) {
             const int group = lane + 32 * i;
@@ -242,6 +255,18 @@ __device__ __forceinline__ void pack_constants(const StackPackParams& p)
     pack_rgb_bias(p);
 }
 
+/// The layer of one of all layers' rows, padding included; `row` becomes the layer's own.
+__device__ __forceinline__ int take_layer(const StackPackParams& p, int& row)
+{
+    int index = 0;
+    const auto rows = [&] { return (p.layers[index].skip_chunks + p.layers[index].chunks) * kChunk; };
+    while (row >= rows()) {
+        row -= rows();
+        ++index;
+    }
+    return index;
+}
+
 /// Grid: row blocks of eight rows for each group of images, then records, eight a block, then one block of constants.
 template <typename T>
 __global__ void __launch_bounds__(kPackThreads) stack_pack_kernel(const __grid_constant__ StackPackParams p)
@@ -251,17 +276,12 @@ __global__ void __launch_bounds__(kPackThreads) stack_pack_kernel(const __grid_c
     const int image_groups = (p.batch + kPackImages - 1) / kPackImages;
     if (block < p.row_blocks * image_groups) {
         int row = block / image_groups * (kPackThreads / 32) + warp;
-        int index = 0;
-        const auto rows = [&] { return (p.layers[index].skip_chunks + p.layers[index].chunks) * kChunk; };
-        while (row >= rows()) {
-            row -= rows();
-            ++index;
-        }
+        const int index = take_layer(p, row);
         const int skip_rows = p.layers[index].skip_chunks * kChunk;
         if (row < skip_rows) {
             pack_skip_row<T>(p, index, row, block % image_groups * kPackImages);
         } else {
-            pack_row<T>(p, index, row - skip_rows, block % image_groups * kPackImages);
+            pack_row<T, false>(p, index, row - skip_rows, block % image_groups * kPackImages);
         }
         return;
     }

@@ -13,7 +13,7 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kStackThreads
                            const __grid_constant__ StackSaved saved)
 {
     extern __shared__ __align__(1024) char memory[];
-    run_stack<StackTrainTail<T>>(p, input_map, memory, saved);
+    run_stack<StackConsumer<StackTrainTail<T>>>(p, input_map, memory, saved);
 }
 
 }  // namespace cips

@@ -21,7 +21,7 @@ template <typename T>
 void launch_pack(const StackPackParams& params, cudaStream_t stream)
 {
     if (params.kinds > 0) {
-        const dim3 blocks(static_cast<unsigned>(params.row_blocks + 1), static_cast<unsigned>(params.batch));
+        const dim3 blocks(static_cast<unsigned>(2 * params.row_blocks + 1), static_cast<unsigned>(params.batch));
         stack_blend_pack_kernel<T, kMaxBlend><<<blocks, kPackThreads, 0, stream>>>(params);
         check_cuda(cudaGetLastError(), "launch of stack_blend_pack_kernel");
         return;
@@ -69,7 +69,7 @@ int64_t stack_kept_bytes(DType dtype, int device)
 void stack_pack(const StackPlan& plan, const StackPack& a, Target target)
 {
     require_half(a.dtype);
-    if (plan.styles == 0) require_aligned(a.slabs, "slabs", 128);
+    require_aligned(a.slabs, "slabs", 128);
     require_aligned(a.records, "records", 16);
     for (const auto& [pointer, name] : {std::pair{a.weights, "weights"}, std::pair{a.styles, "styles"},
                                         std::pair{a.biases, "biases"}, std::pair{a.strengths, "strengths"}}) {

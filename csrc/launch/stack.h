@@ -70,7 +70,7 @@ struct StackPack {
     const float* strengths;       // [L]
     const float* fourier_weight;  // [register_inputs, 2], or null
     const float* fourier_bias;    // [register_inputs]
-    void* slabs;                  // [B, plan.slab_bytes], 128-byte aligned; blends have none of their own
+    void* slabs;                  // [B, plan.slab_bytes], of blends [plan.slab_bytes]; 128-byte aligned
     void* records;                // [B, plan.record_bytes], 16-byte aligned
     void* fourier;                // [plan.fourier_floats] an image of a blend, otherwise once; 16-byte aligned
     float* rgb_bias;              // [kMaxRgbChannels]

@@ -85,6 +85,7 @@ StackPlan make_stack_plan(const std::vector<StackMatrix>& layers, const std::vec
         l.positions = positions;
         l.slabs = static_cast<uint8_t>(index == 0 ? plan.register_slabs() + plan.streamed_slabs()
                                                   : divide_up(m.in_features, kSlab));
+        l.slots = static_cast<uint8_t>(styles > 0 && index > 0 ? kHalves * divide_up(l.slabs, 2) : l.slabs);
         for (const StackBlock& b : blocks) {
             if (b.first == index && b.weight_offset >= 0) {
                 require(b.last < depth, "blocks: last layer", b.last, "a layer");
@@ -98,7 +99,7 @@ StackPlan make_stack_plan(const std::vector<StackMatrix>& layers, const std::vec
         l.number = static_cast<uint8_t>(index);
         l.slab_offset = slabs * kSlabBytes;
         l.first_record = static_cast<int32_t>(records);
-        slabs += int64_t{l.chunks + l.skip_chunks} * l.slabs;
+        slabs += int64_t{l.chunks + l.skip_chunks} * l.slots;
         records += l.skip_chunks + l.chunks;
         positions = positions_of(m.out_features, l.chunks);
         plan.layers.push_back(l);
@@ -122,7 +123,7 @@ StackPlan make_stack_plan(const std::vector<StackMatrix>& layers, const std::vec
     plan.image_slabs = slabs;
     plan.image_records = records;
     plan.slab_bytes = slabs * kSlabBytes;
-    plan.record_bytes = records * (styles > 0 ? BlendShape::kRecordBytes : StackShape<1>::kRecordBytes);
+    plan.record_bytes = records * (styles > 0 ? kHalves * BlendShape::kRecordBytes : StackShape<1>::kRecordBytes);
     return plan;
 }
 
@@ -147,7 +148,7 @@ ChainPlan make_chain_plan(const StackPlan& plan)
             l.weight_offset = above->weight_offset;
             l.style_offset = above->style_offset;
             l.positions = positions_of(above->out_features, above->chunks);
-            l.slabs = static_cast<uint8_t>(divide_up(above->out_features, kSlab));
+            l.slabs = l.slots = static_cast<uint8_t>(divide_up(above->out_features, kSlab));
         }
         l.slab_offset = chain.image_slabs * kSlabBytes;
         chain.image_slabs += int64_t{l.chunks} * l.slabs;

@@ -31,8 +31,30 @@ __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity)
         : "memory");
 }
 
-/// The same for threads that wait long: they may sleep up to a millisecond at a time, instead of polling in the issue
-/// slots of the warps that compute.
+struct BarrierPhase {
+    uint32_t barrier, parity;
+};
+
+/// Wait for three, asked together: an answer takes long where others fill shared memory's queue.
+__device__ __forceinline__ void mbarrier_wait_all(const BarrierPhase& a, const BarrierPhase& b, const BarrierPhase& c)
+{
+    asm volatile(
+        "{\n"
+        ".reg .pred a, b, c;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 a, [%0], %1;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 b, [%2], %3;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 c, [%4], %5;\n"
+        "and.pred a, a, b;\n"
+        "and.pred a, a, c;\n"
+        "@!a bra again;\n"
+        "}" ::"r"(a.barrier),
+        "r"(a.parity), "r"(b.barrier), "r"(b.parity), "r"(c.barrier), "r"(c.parity)
+        : "memory");
+}
+
+/// mbarrier_wait for threads that wait long: they may sleep up to a millisecond at a time, instead of polling in the
+/// issue slots of the warps that compute.
 __device__ __forceinline__ void mbarrier_wait_long(uint32_t barrier, uint32_t parity)
 {
     asm volatile(

@@ -1,7 +1,7 @@
-// m64n128k16 and m64n8k16 products of a warpgroup (PTX wgmma), float32 accumulation in registers. Accumulator: thread
-// (g, t) of a warp, g = lane / 4, t = lane % 4, holds of the warp's 16 rows d[4 j + 0, 1] = [g][8 j + 2 t, + 1] and
-// d[4 j + 2, 3] = the same columns of row g + 8. A in registers: a0 = [g][2 t, + 1], a1 = [g + 8][the same], a2, a3 = 8
-// columns on.
+// m64n128k16, m64n64k16 and m64n8k16 products of a warpgroup (PTX wgmma), float32 accumulation in registers.
+// Accumulator: thread (g, t) of a warp, g = lane / 4, t = lane % 4, holds of the warp's 16 rows d[4 j + 0, 1] = [g][8 j
+// + 2 t, + 1] and d[4 j + 2, 3] = the same columns of row g + 8. A in registers: a0 = [g][2 t, + 1], a1 = [g + 8][the
+// same], a2, a3 = 8 columns on.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -37,6 +37,18 @@ __device__ __forceinline__ uint64_t rows_descriptor(uint32_t shared)
     return uint64_t{128 >> 4} << 32 | descriptor_start(shared, 0);
 }
 
+/// Of a K-major operand [N, 16] in two halves of [N, 8] `step` bytes apart, rows 16 bytes apart, not swizzled.
+__device__ __forceinline__ uint64_t halves_descriptor(uint32_t shared, uint32_t step)
+{
+    return uint64_t{128 >> 4} << 32 | descriptor_start(shared, step);
+}
+
+/// An accumulator's start that stays in front of the fence: an ordinary zero the compiler moves behind it.
+__device__ __forceinline__ void start_from_zero(float& d)
+{
+    asm volatile("mov.f32 %0, 0f00000000;" : "=f"(d));
+}
+
 /// Before the first product, and after ordinary instructions wrote registers that a product reads.
 __device__ __forceinline__ void wgmma_fence()
 {
@@ -60,16 +72,30 @@ template <typename T>
 __device__ __forceinline__ void wgmma_registers(float (&d)[64], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
                                                 uint64_t b);
 
+/// The same, B [64, 16].
+template <typename T>
+__device__ __forceinline__ void wgmma_registers(float (&d)[32], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                                uint64_t b);
+
+/// d = A B^T, the same.
+template <typename T>
+__device__ __forceinline__ void wgmma_fresh(float (&d)[32], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                            uint64_t b);
+
 /// d += A B^T, both in shared memory.
 template <typename T>
 __device__ __forceinline__ void wgmma_shared(float (&d)[64], uint64_t a, uint64_t b);
+
+/// The same, B [64, 16].
+template <typename T>
+__device__ __forceinline__ void wgmma_shared(float (&d)[32], uint64_t a, uint64_t b);
 
 /// d += A B^T, A [64, 16] in registers, B [8, 16] in shared memory.
 template <typename T>
 __device__ __forceinline__ void wgmma_narrow(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
                                              uint64_t b);
 
-// One text for all: the operands are 64 accumulators, then A and B.
+// One text for all: the operands are 64 (or 32) accumulators, then A and B.
 #define CIPS_ACCUMULATORS                                                              \
     "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "          \
     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
@@ -84,6 +110,14 @@ __device__ __forceinline__ void wgmma_narrow(float (&d)[4], uint32_t a0, uint32_
         "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), \
         "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]), \
         "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+#define CIPS_FEW_ACCUMULATORS                                                 \
+    "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}"
+#define CIPS_FEW_OUTPUTS(HOW)                                                                                       \
+    HOW(d[0]), HOW(d[1]), HOW(d[2]), HOW(d[3]), HOW(d[4]), HOW(d[5]), HOW(d[6]), HOW(d[7]), HOW(d[8]), HOW(d[9]),   \
+        HOW(d[10]), HOW(d[11]), HOW(d[12]), HOW(d[13]), HOW(d[14]), HOW(d[15]), HOW(d[16]), HOW(d[17]), HOW(d[18]), \
+        HOW(d[19]), HOW(d[20]), HOW(d[21]), HOW(d[22]), HOW(d[23]), HOW(d[24]), HOW(d[25]), HOW(d[26]), HOW(d[27]), \
+        HOW(d[28]), HOW(d[29]), HOW(d[30]), HOW(d[31])
 #define CIPS_WGMMA(TYPE, NAME)                                                                                   \
     template <>                                                                                                  \
     __device__ __forceinline__ void wgmma_registers<TYPE>(float (&d)[64], uint32_t a0, uint32_t a1, uint32_t a2, \
@@ -95,11 +129,37 @@ __device__ __forceinline__ void wgmma_narrow(float (&d)[4], uint32_t a0, uint32_
                      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b));                                              \
     }                                                                                                            \
     template <>                                                                                                  \
+    __device__ __forceinline__ void wgmma_registers<TYPE>(float (&d)[32], uint32_t a0, uint32_t a1, uint32_t a2, \
+                                                          uint32_t a3, uint64_t b)                               \
+    {                                                                                                            \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." NAME "." NAME " " CIPS_FEW_ACCUMULATORS       \
+                     ", {%32, %33, %34, %35}, %36, 1, 1, 1, 0;"                                                  \
+                     : CIPS_FEW_OUTPUTS("+f")                                                                    \
+                     : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b));                                              \
+    }                                                                                                            \
+    template <>                                                                                                  \
+    __device__ __forceinline__ void wgmma_fresh<TYPE>(float (&d)[32], uint32_t a0, uint32_t a1, uint32_t a2,     \
+                                                      uint32_t a3, uint64_t b)                                   \
+    {                                                                                                            \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." NAME "." NAME " " CIPS_FEW_ACCUMULATORS       \
+                     ", {%32, %33, %34, %35}, %36, 0, 1, 1, 0;"                                                  \
+                     : CIPS_FEW_OUTPUTS("=f")                                                                    \
+                     : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b));                                              \
+    }                                                                                                            \
+    template <>                                                                                                  \
     __device__ __forceinline__ void wgmma_shared<TYPE>(float (&d)[64], uint64_t a, uint64_t b)                   \
     {                                                                                                            \
         asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." NAME "." NAME " " CIPS_ACCUMULATORS          \
                      ", %64, %65, 1, 1, 1, 0, 0;"                                                                \
                      : CIPS_OUTPUTS                                                                              \
+                     : "l"(a), "l"(b));                                                                          \
+    }                                                                                                            \
+    template <>                                                                                                  \
+    __device__ __forceinline__ void wgmma_shared<TYPE>(float (&d)[32], uint64_t a, uint64_t b)                   \
+    {                                                                                                            \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." NAME "." NAME " " CIPS_FEW_ACCUMULATORS       \
+                     ", %32, %33, 1, 1, 1, 0, 0;"                                                                \
+                     : CIPS_FEW_OUTPUTS("+f")                                                                    \
                      : "l"(a), "l"(b));                                                                          \
     }                                                                                                            \
     template <>                                                                                                  \
@@ -114,6 +174,8 @@ __device__ __forceinline__ void wgmma_narrow(float (&d)[4], uint32_t a0, uint32_
 CIPS_WGMMA(__nv_bfloat16, "bf16")
 CIPS_WGMMA(__half, "f16")
 #undef CIPS_WGMMA
+#undef CIPS_FEW_OUTPUTS
+#undef CIPS_FEW_ACCUMULATORS
 #undef CIPS_OUTPUTS
 #undef CIPS_ACCUMULATORS
 

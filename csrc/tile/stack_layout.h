@@ -33,61 +33,97 @@ static_assert(kConsumers * kInputSlabBytes == kSlabBytes, "streamed inputs of a 
 // Fourier weights of a slab of 64 channels: for each step of four channels of thread t of a quad, which are 16 t + 4
 // step and on, B_x, B_y and b of the four, the quad's threads side by side.
 
-// Shared memory of a block. The parking area holds, for each warpgroup, the chunks of a layer's output that are
-// done while the layer's input is still needed; the last chunk never parks.
-constexpr int kParkedChunks = kRegisterInputs / kChunk - 1;
-constexpr int kParkBytes = kParkedChunks * kWarpgroupPixels * kChunk * 2;
+// Shared memory of a block. The parking area holds, for each warpgroup, the positions of a layer's output that are done
+// while the layer's input is still needed; the last chunk (of blends its second half) never parks.
+constexpr int kPositionBytes = kWarpgroupPixels * kSlab * 2;        // one warpgroup's
+constexpr int kParked = kRegisterSlabs - kChunk / kSlab;            // positions
 constexpr int kKeptBytes = kWarpgroupPixels * kRegisterInputs * 2;  // of a residual block's input, a warpgroup's
 constexpr int kMaxStages = 8;                                       // slots of the ring
 constexpr int kMaxRecords = 2;                                      // buffers of records
-constexpr int kParkEnd = kConsumers * kParkBytes;
 
-/// What a kernel for images of one style (kMost is 1), or for blends of up to kMost styles a pixel, keeps in a record,
-/// and how many slots that leaves to the ring.
+/// What lies in shared memory, and what a record holds, for images of one style (kMost is 1) or blends a pixel.
 template <int kMost>
-struct StackShape {
-    static constexpr int kStyles = kMost;
-    static constexpr bool kBlends = kStyles > 1;
-    static constexpr int kForms = kBlends ? kStyles * (kStyles + 1) / 2 : 0;
-    static constexpr int kStages = kMaxStages - (kBlends ? kStyles / 2 : 0);
+struct StackShape;
+
+template <>
+struct StackShape<1> {
+    static constexpr int kStyles = 1;
+    static constexpr bool kBlends = false;
+    static constexpr int kStages = kMaxStages;
     static constexpr int kRecords = kMaxRecords;
+    static constexpr int kTurn = kRegisterSlabs;  // see first_products
+    static constexpr int kParkBytes = kParked * kPositionBytes;
 
-    // Slabs of a chunk after which the other warpgroup begins it. Fewer slots than a chunk has slabs: the last slabs
-    // have no slot before the other has let go of the first.
-    static constexpr int kTurn = kBlends ? kStages - 3 : kRegisterSlabs;
-
-    static constexpr int kBias = 0;                                       // kChunk floats, see start_chunk
-    static constexpr int kStrength = kBias + (kBlends ? 0 : 4 * kChunk);  // a float, 12 bytes of padding
-    // Blends have instead of the bias for each channel four floats: for each pair k <= l of styles sum_j (c W_ij)^2
-    // s_kj s_lj, twice it where k < l, and the bias. Then the next layer's styles, of 16-bit pairs
-    static constexpr int kChannel = kStrength + 16;
-    static constexpr int kStyle = kChannel + (kBlends ? 16 * kChunk : 0);
-    static constexpr int kStyleStep = 4 * kStyles;  // 16-bit values of a thread for 16 channels
-    // ToRGB, for each 8 channels the 8 weights of each colour. One style has kMaxRgbChannels of them: the product reads
-    // 8 colours, and those that do not exist are whatever follows, up to kRgbBeyond bytes after the record; nobody
-    // looks at them. Two styles to a product have 4 colours each.
-    static constexpr int kRgb = kStyle + (kBlends ? kStyles * 2 * kChunk : 0);
-    static constexpr int kRgbStep = kBlends ? 128 : kMaxRgbChannels * 16;  // bytes of 8 channels
-    static constexpr int kRgbProducts = kBlends ? kStyles / 2 : 1;
-    static constexpr int kRgbBytes = kChunk / 8 * kRgbStep;  // of a product
-    static constexpr int kRgbBeyond = kBlends ? 0 : (8 - kMaxRgbChannels) * 16;
-    static constexpr int kRecordBytes = kRgb + kRgbProducts * kRgbBytes;
+    static constexpr int kOutputs = kChunk;               // channels of a record
+    static constexpr int kBias = 0;                       // kOutputs floats, see start_chunk
+    static constexpr int kStrength = kBias + 4 * kChunk;  // a float, 12 bytes of padding
+    // ToRGB, for each 8 channels the 8 weights of each colour. The product reads 8 colours: those that do not exist are
+    // whatever follows, up to kRgbBeyond bytes after the record; nobody looks at them.
+    static constexpr int kRgb = kStrength + 16;
+    static constexpr int kRgbStep = kMaxRgbChannels * 16;  // bytes of 8 channels
+    static constexpr int kRgbBeyond = (8 - kMaxRgbChannels) * 16;
+    static constexpr int kRecordBytes = kRgb + kChunk / 8 * kRgbStep;
     static_assert(kRecordBytes % 16 == 0, "records travel by bulk copy");
 
-    static constexpr int kRingOffset = kParkEnd;
+    static constexpr int kRingOffset = kConsumers * kParkBytes;
+    static constexpr int kRecordOffset = kRingOffset + kStages * kSlabBytes;
+    static constexpr int kEnd = kRecordOffset + kRecords * kRecordBytes;
+
+    // Fourier features: each of a step's B_x, B_y and b. Float4s of a slab:
+    static constexpr int kFourierParts = 3;
+    static constexpr int kFourierSlab = 4 * kFourierParts * 4;
+};
+
+/// Blends of two styles. A chunk is worked off in halves of 64 outputs, which leave registers for the forms of the
+/// demodulation; each has a record. Weights past layer 0 come a half and two slabs at a time, both images of 64 outputs
+/// in one slot, the second unused after an odd number of slabs.
+template <>
+struct StackShape<2> {
+    static constexpr int kStyles = 2;
+    static constexpr bool kBlends = true;
+    static constexpr int kForms = 3;  // pairs k <= l of styles
+    static constexpr int kStages = 6;
+    static constexpr int kRecords = kMaxRecords;
+    static constexpr int kParkBytes = (kRegisterSlabs - 1) * kPositionBytes;
+
+    // Slabs of a chunk of layer 0 after which the other warpgroup begins it. Fewer slots than a chunk has slabs: the
+    // last slabs have no slot before the other has let go of the first.
+    static constexpr int kTurn = 3;
+
+    static constexpr int kOutputs = kChunk / 2;
+    // Forms q_kl = sum_j (c W_ij)^2 s_kj s_lj, twice it where k < l: an operand of 16 columns, the first eight of each
+    // channel and then the others. What the rounding of q to bfloat16 left is in the second eight:
+    // {q_00, q_00, q_01, q_01, q_11, q_11, eps, 0} for a left side of {f, what its rounding left, ..., 1, 0} twice.
+    // Of layer 0 instead four floats a channel: the three forms and the bias.
+    static constexpr int kFormRow = 16;  // bytes of eight columns
+    static constexpr int kFormStep = kOutputs * kFormRow;
+    static constexpr int kChannel = 0;
+    static constexpr int kBias = kChannel + 2 * kFormStep;  // kOutputs floats, see start_chunk
+    static constexpr int kStrength = kBias + 4 * kOutputs;
+    static constexpr int kStyle = kStrength + 16;   // the next layer's styles, of 16-bit pairs
+    static constexpr int kStyleStep = 4 * kStyles;  // 16-bit values of a thread for 16 channels
+    // ToRGB, for each 8 channels the 8 weights of 4 colours of each style
+    static constexpr int kRgb = kStyle + kStyles * 2 * kOutputs;
+    static constexpr int kRgbStep = 128;
+    static constexpr int kRecordBytes = kRgb + kOutputs / 8 * kRgbStep;
+    static_assert(kRecordBytes % 16 == 0 && kChannel % 16 == 0, "records travel by bulk copy");
+
+    static constexpr int kRingOffset = kConsumers * kParkBytes;
     static constexpr int kRecordOffset = kRingOffset + kStages * kSlabBytes;
     static constexpr int kBlendOffset = kRecordOffset + kRecords * kRecordBytes;  // the blend's weights of each pixel
-    static constexpr int kColourOffset = kBlendOffset + (kBlends ? kBlockPixels * kStyles * 4 : 0);
-    static constexpr int kNoiseOffset = kColourOffset + (kBlends ? kRgbProducts * 128 * kConsumers * 16 : 0);
-    static constexpr int kEnd = kNoiseOffset + (kBlends ? 128 * kConsumers * 4 : 0);
+    static constexpr int kColourOffset = kBlendOffset + kBlockPixels * kStyles * 4;
+    static constexpr int kNoiseOffset = kColourOffset + 128 * kConsumers * 16;
+    static constexpr int kEnd = kNoiseOffset + 128 * kConsumers * 4;
+    static_assert(kRingOffset % 1024 == 0, "slabs are swizzled");
 
-    // Fourier features: each of a step's B_x, B_y and b, and with blends of the styles of layer 0. Float4s of a slab:
-    static constexpr int kFourierParts = 3 + (kBlends ? kStyles : 0);
+    // Each of a step's B_x, B_y and b, and of the styles of layer 0
+    static constexpr int kFourierParts = 3 + kStyles;
     static constexpr int kFourierSlab = 4 * kFourierParts * 4;
 };
 
 constexpr int kMaxBlend = 2;  // styles of a blend
 using BlendShape = StackShape<kMaxBlend>;
+constexpr int kHalves = kChunk / BlendShape::kOutputs;  // records of a chunk of a blend
 
 /// The chain of gradients, see stack_chain.cuh. A record holds the ToRGB that reads a layer's output, for each channel
 /// the weights of kMaxRgbChannels colours, the same again, and zeros: 16 bytes, an operand's row.
@@ -97,10 +133,12 @@ struct ChainShape {
     static constexpr int kStages = kMaxStages;
     static constexpr int kRecords = 1;
     static constexpr int kTurn = kRegisterSlabs;
+    static constexpr int kParkBytes = kParked * kPositionBytes;
+    static constexpr int kOutputs = kChunk;
     static constexpr int kRgbRow = 16;  // bytes of a channel
     static constexpr int kRecordBytes = kChunk * kRgbRow;
     // in front of the ring: a product's second eight columns, which are zeros times whatever it reads, stay in bounds
-    static constexpr int kRecordOffset = kParkEnd;
+    static constexpr int kRecordOffset = kConsumers * kParkBytes;
     static constexpr int kRingOffset = kRecordOffset + kRecords * kRecordBytes;
     static constexpr int kEnd = kRingOffset + kStages * kSlabBytes;
     static_assert(kRingOffset % 1024 == 0, "slabs are swizzled");
@@ -114,7 +152,7 @@ constexpr int kStackSharedBytes = kSeedOffset + 8;
 static_assert(kUnitOffset - kBarrierOffset >= StackShape<1>::kRgbBeyond,
               "reading beyond the last record stays in shared memory");
 static_assert(BlendShape::kEnd <= kBarrierOffset && ChainShape::kEnd <= kBarrierOffset);
-static_assert(StackShape<1>::kStages == kRegisterSlabs, "a full layer takes slot i for slab i");
+static_assert(kMaxStages == kRegisterSlabs, "a full layer takes slot i for slab i");
 static_assert(kStackSharedBytes <= 227 * 1024, "shared memory of a block");
 
 /// One layer. positions: which of the 8 slab positions of the registers its input occupies. A layer's chunks but the
@@ -131,6 +169,7 @@ struct StackLayer {
     uint8_t chunks;
     uint8_t positions;
     uint8_t slabs;  // of 64 input channels, streamed ones included
+    uint8_t slots;  // of the ring that a chunk's weights take
     uint8_t rgb;    // whether a ToRGB reads after it
     // Residual blocks: (y + skip(x)) / sqrt(2). Activations stand for themselves over g (1 - s), those after a block
     // over g (1 - s) / sqrt(2): the sum needs no factor but the skip's.

@@ -1,6 +1,8 @@
 // The ring of weights and the records: barriers of the on-chip stack, and the two threads that fill them.
 #pragma once
 
+#include <type_traits>
+
 #include "ptx/bulk_copy.cuh"
 #include "ptx/cluster.cuh"
 #include "ptx/mbarrier.cuh"
@@ -38,11 +40,34 @@ private:
     static constexpr uint32_t kPhases = (1u << kStages) - 1;
 };
 
+/// The same where no slot is ever passed over: one phase for all that are left of a round, which takes few
+/// instructions.
+template <int kStages>
+struct RingCursor {
+    uint32_t state;  // the slot, and below it the bit of phase
+
+    __device__ __forceinline__ explicit RingCursor(bool starts_empty) : state(starts_empty) {}
+
+    __device__ __forceinline__ uint32_t slot() const { return state >> 1; }
+    __device__ __forceinline__ uint32_t phase() const { return state & 1; }
+
+    __device__ __forceinline__ void advance()
+    {
+        state += 2;
+        if (state >= 2 * kStages) state ^= 2 * kStages ^ 1;
+    }
+
+    __device__ __forceinline__ void align() {}
+};
+
+template <typename Shape>
+using RingOf = std::conditional_t<Shape::kBlends, RingCursor<Shape::kStages>, RingPosition<Shape::kStages>>;
+
 /// Whether a layer's products run through slots known when compiled.
 template <typename Shape>
 __device__ __forceinline__ bool is_full(const StackParams& p, int index)
 {
-    return Shape::kStages == kRegisterSlabs && index > 0 && p.layers[index].positions == (1 << kRegisterSlabs) - 1;
+    return !Shape::kBlends && index > 0 && p.layers[index].positions == (1 << kRegisterSlabs) - 1;
 }
 
 template <typename Shape>
@@ -103,7 +128,7 @@ __device__ __forceinline__ void produce_slabs(const StackParams& p, const void* 
     const uint32_t rank = cluster_rank();
     constexpr uint32_t kShare = kSlabBytes / kCluster;
     const uint32_t ring = shared + Shape::kRingOffset + rank * kShare;
-    RingPosition<Shape::kStages> at(true);
+    RingOf<Shape> at(true);
     for (UnitCursor unit(p); unit.image < p.images; unit.advance(p)) {
         const char* slab = p.slabs + unit.image * p.slab_stride + rank * kShare;
         auto weights = [&] {
@@ -144,7 +169,7 @@ __device__ __forceinline__ void produce_slabs(const StackParams& p, const void* 
         for (int index = first; index < p.depth; ++index) {
             if (is_full<Shape>(p, index)) at.align();
 #pragma unroll 1
-            for (int i = (p.layers[index].skip_chunks + p.layers[index].chunks) * p.layers[index].slabs; i > 0; --i) {
+            for (int i = (p.layers[index].skip_chunks + p.layers[index].chunks) * p.layers[index].slots; i > 0; --i) {
                 weights();
             }
         }
@@ -159,7 +184,7 @@ __device__ __forceinline__ void produce_records(const StackParams& p, uint32_t s
     for (UnitCursor unit(p); unit.image < p.images; unit.advance(p)) {
         const char* record = p.records + unit.image * p.record_stride;
 #pragma unroll 1
-        for (int i = 0; i < p.image_records; ++i) {
+        for (int i = 0; i < p.image_records * (kChunk / Shape::kOutputs); ++i) {
             mbarrier_wait_long(bars.record_empty + 8 * buffer, phase);
             mbarrier_expect(bars.record_full + 8 * buffer, Shape::kRecordBytes);
             bulk_copy(shared + Shape::kRecordOffset + buffer * Shape::kRecordBytes, record, Shape::kRecordBytes,
