@@ -92,6 +92,8 @@ __device__ __forceinline__ void pack_row(const StackPackParams& p, int index, in
     const int held_slabs = index == 0 ? p.register_slabs : l.slabs;
     const int held = index == 0 ? p.register_inputs : l.in_features;
     const int streamed = l.slabs - held_slabs;
+    // what only fills a slot is zero: nobody multiplies with it, but it travels
+    const int written = kBlends && index > 0 ? (l.slabs + 1) / 2 * 2 : l.slabs;
     const float scale = rsqrtf(static_cast<float>(l.in_features));
     const float fold = index == 0 ? 1.0f : p.fold * (l.after_block ? kSqrtHalf : 1.0f);
     const bool exists = row < l.out_features;
@@ -109,7 +111,8 @@ __device__ __forceinline__ void pack_row(const StackPackParams& p, int index, in
         limit[i] = !exists || slab >= l.slabs ? 0 : in_registers ? held : l.in_features;
         // a streamed slab, then one in registers, as long as there are both
         const int number = in_registers ? slab : slab - held_slabs;
-        const int order = number + (in_registers ? min(number + 1, streamed) : min(number, held_slabs));
+        const int order =
+            slab < l.slabs ? number + (in_registers ? min(number + 1, streamed) : min(number, held_slabs)) : slab;
         place[i] = line_of<kBlends>(l, index, row, order);
         load_channels(w[i], weight, first[i], limit[i], vectors);
 #pragma unroll
@@ -134,7 +137,7 @@ __device__ __forceinline__ void pack_row(const StackPackParams& p, int index, in
 #pragma unroll
         for (int i = 0; i < kGroups; ++i) {
             const int group = lane + 32 * i;
-            if (group / 8 >= l.slabs) continue;
+            if (group / 8 >= written) continue;
             uint32_t pairs[4];
 #pragma unroll
             for (int e = 0; e < 4; ++e) pairs[e] = pack_pair(v[i][2 * e] * factor, v[i][2 * e + 1] * factor, T());

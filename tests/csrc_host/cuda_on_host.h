@@ -28,7 +28,7 @@
 #undef __grid_constant__
 #define __grid_constant__
 
-inline uint3 threadIdx, blockIdx;
+inline uint3 threadIdx, blockIdx, gridDim;
 
 namespace host {
 
@@ -83,13 +83,15 @@ inline void enter()
     swapcontext(&self().context, &scheduler);
 }
 
-/// Runs `body` for every thread of every block; `shared` (floats) is NaN at the start of each block.
+/// Runs `body` for every thread of every block of a grid of `blocks` x `rows`; `shared` (floats) is NaN at the start of
+/// each block.
 inline void launch(int blocks, int threads, float* shared, int shared_floats, unsigned seed,
-                   std::function<void()> body)
+                   std::function<void()> body, int rows = 1)
 {
     kernel = std::move(body);
     order.seed(seed);
-    for (int block = 0; block < blocks; ++block) {
+    gridDim = {static_cast<unsigned>(blocks), static_cast<unsigned>(rows), 1};
+    for (int block = 0; block < blocks * rows; ++block) {
         std::fill_n(shared, shared_floats, std::numeric_limits<float>::quiet_NaN());
         block_barrier = Barrier{threads};
         warps.assign(threads / 32, Warp{Barrier{32}, {}});
@@ -105,7 +107,7 @@ inline void launch(int blocks, int threads, float* shared, int shared_floats, un
             fiber->context.uc_stack.ss_size = fiber->stack.size();
             makecontext(&fiber->context, enter, 0);
         }
-        blockIdx = {static_cast<unsigned>(block), 0, 0};
+        blockIdx = {static_cast<unsigned>(block % blocks), static_cast<unsigned>(block / blocks), 0};
         for (bool alive = true; alive;) {
             alive = false;
             std::shuffle(turns.begin(), turns.end(), order);

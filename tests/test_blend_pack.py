@@ -1,0 +1,155 @@
+"""The packing of blends on the host (csrc_host/): where every weight and form lies in slabs and records, against numpy."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EPS = 1e-8
+FOLD = 1.1
+SLAB, HALF = 64, 64  # inputs of a slab, outputs of a half
+RECORD = 2 * HALF * 16 + 4 * HALF + 16 + 4 * HALF + 16 * HALF  # forms, bias, strength, styles, ToRGB
+# widths, inputs of layer 0 that registers hold
+STACKS = {
+    "odd numbers of slabs": ((70, 190, 300, 16), 70),
+    "full": ((64, 512, 512), 64),
+    "streamed": ((600, 130, 20), 512),
+    "narrow": ((16, 16, 40), 16),
+}
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("no nvcc, whose headers the kernels include")
+    library = tmp_path_factory.mktemp("blend_pack") / "blend_pack_on_host.so"
+    sources = [ROOT / "tests/csrc_host/blend_pack_on_host.cpp", ROOT / "csrc/launch/stack_plan.cpp"]
+    includes = [f"-I{ROOT / 'tests/csrc_host'}", f"-I{ROOT / 'csrc'}"]
+    flags = ["-x", "c++", "-std=c++17", "-O1", "-Xcompiler", "-fPIC,-Wall,-Wno-unknown-pragmas", "-shared"]
+    subprocess.run([nvcc, *flags, *includes, "-o", library, *sources], check=True)
+    return ctypes.CDLL(str(library))
+
+
+def bfloat16(raw: np.ndarray) -> np.ndarray:
+    """Bytes as bfloat16, in float64."""
+    return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+def unswizzled(raw: np.ndarray) -> np.ndarray:
+    """`[64 outputs, 64 inputs]` of a half slab: 128 bytes an output, its 16-byte units exchanged by the output's number."""
+    lines = raw.reshape(HALF, 8, 16)
+    lines = np.stack([lines[row, np.arange(8) ^ row % 8] for row in range(HALF)])
+    return bfloat16(np.ascontiguousarray(lines).reshape(HALF, 128))
+
+
+def held_order() -> np.ndarray:
+    """Channel of each place along K of a slab that registers hold: place 16 s + 8 h + 2 t + e is channel 16 t + 4 s + 2 h + e."""
+    s, h, t, e = np.meshgrid(range(4), range(2), range(4), range(2), indexing="ij")
+    return (16 * t + 4 * s + 2 * h + e).ravel()
+
+
+class Packed:
+    """Random tensors and what the kernel made of them; NaN wherever it wrote nothing."""
+
+    def __init__(self, host: ctypes.CDLL, widths: tuple[int, ...], held: int, batch: int = 2) -> None:
+        rng = np.random.default_rng(0)
+        self.widths, self.held, self.batch, self.depth = widths, held, batch, len(widths) - 1
+        pairs = list(zip(widths, widths[1:]))
+        self.matrices = [rng.standard_normal((o, i)).astype(np.float32) for i, o in pairs]
+        self.rgb = rng.standard_normal((3, widths[-1])).astype(np.float32)
+        self.styles = [1 + rng.standard_normal((batch, 2, i)).astype(np.float32) for i in widths]
+        self.biases = [rng.standard_normal(o).astype(np.float32) for _, o in pairs]
+        strengths = rng.standard_normal(self.depth).astype(np.float32)
+        weights = np.concatenate([m.ravel() for m in (*self.matrices, self.rgb)])
+        styles = np.ascontiguousarray(np.concatenate(self.styles, -1))
+        biases = np.concatenate([*self.biases, np.zeros(3, np.float32)])
+        shape = (ctypes.c_int64 * len(widths))(*widths)
+        sizes = (ctypes.c_int64 * (2 + self.depth))()
+        arguments = (shape, self.depth, ctypes.c_int64(held), ctypes.c_int64(batch))
+        host.host_blend_sizes(*arguments, sizes)
+        self.slabs = np.full(sizes[0], 0xFF, np.uint8)
+        self.records = np.full((batch, sizes[1]), 0xFF, np.uint8)
+        self.offsets = list(sizes[2:])
+        rgb_bias = np.zeros(3, np.float32)
+        buffers = [a.ctypes.data_as(ctypes.c_void_p) for a in (weights, styles, biases, strengths, self.slabs, self.records, rgb_bias)]
+        host.host_blend_pack(*arguments, *buffers, ctypes.c_float(FOLD), 1)
+
+    def record(self, image: int, index: int, half: int) -> np.ndarray:
+        first = sum(2 * -(-o // 128) for o in self.widths[1 : index + 1])
+        return self.records[image].reshape(-1, RECORD)[first + half]
+
+    def half_slab(self, index: int, chunk: int, half: int, order: int) -> np.ndarray:
+        """Slab number `order` of a half, as it travels."""
+        slabs = -(-min(self.widths[0], self.held) // SLAB) + -(-(self.widths[0] - self.held) // SLAB) if index == 0 else -(-self.widths[index] // SLAB)
+        if index == 0:  # a whole slab a slot, its halves one after the other
+            at = 2 * (chunk * slabs + order) + half
+        else:
+            at = 2 * (chunk * 2 * -(-slabs // 2) + half * -(-slabs // 2)) + order
+        start = self.offsets[index] + at * HALF * 128
+        return unswizzled(self.slabs[start : start + HALF * 128])
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_every_weight_lies_where_its_product_reads_it(host: ctypes.CDLL, stack: str) -> None:
+    packed = Packed(host, *STACKS[stack])
+    assert not np.isnan(bfloat16(packed.slabs)).any(), "what fills a slot travels too"
+    for index, matrix in enumerate(packed.matrices):
+        outputs, inputs = matrix.shape
+        scaled = matrix / np.sqrt(inputs) * (FOLD if index else 1.0)
+        held = packed.held if index == 0 else inputs
+        parts = [(True, first, min(SLAB, held - first)) for first in range(0, held, SLAB)]
+        streamed = [(False, first, min(SLAB, inputs - first)) for first in range(held, inputs, SLAB)]
+        # a streamed slab, then one in registers, as long as there are both
+        order = [part for pair in zip(streamed, parts) for part in pair] + parts[len(streamed) :] + streamed[len(parts) :]
+        for chunk in range(-(-outputs // 128)):
+            for half in range(2):
+                rows = scaled[128 * chunk + HALF * half :][:HALF]
+                for number, (in_registers, first, count) in enumerate(order):
+                    expected = np.zeros((HALF, SLAB))
+                    expected[: len(rows), :count] = rows[:, first : first + count]
+                    if index == 0 and in_registers:
+                        expected = expected[:, held_order()]
+                    found = packed.half_slab(index, chunk, half, number)
+                    np.testing.assert_allclose(found, expected, rtol=2**-8, atol=1e-30)
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_forms_of_the_demodulation(host: ctypes.CDLL, stack: str) -> None:
+    """q_kl = sum_j W_ij^2 s_kj s_lj / I, twice it where k < l, and the bias, in the order of each layer's records."""
+    packed = Packed(host, *STACKS[stack])
+    for image in range(packed.batch):
+        for index, matrix in enumerate(packed.matrices):
+            outputs, inputs = matrix.shape
+            squares = matrix.astype(np.float64) ** 2 / inputs
+            s = packed.styles[index][image].astype(np.float64)
+            exact = np.stack([squares @ (s[0] * s[0]), 2 * squares @ (s[0] * s[1]), squares @ (s[1] * s[1])], -1)
+            for half in range(2 * -(-outputs // 128)):
+                record = packed.record(image, index, half)
+                rows = slice(HALF * half, min(outputs, HALF * (half + 1)))
+                count = max(0, rows.stop - rows.start)
+                # thread t of a quad holds 16 q + 2 t, + 1 and both + 8
+                channel = np.array([16 * q + 2 * t + 8 * (j // 2) + j % 2 for q in range(4) for t in range(4) for j in range(4)])
+                if index == 0:
+                    wanted = np.array([16 * q + 2 * t + 8 * (j // 2) + j % 2 for q in range(4) for j in range(4) for t in range(4)])
+                    values = np.empty((HALF, 4))
+                    values[wanted] = record[: 16 * HALF].view(np.float32).reshape(HALF, 4)
+                    forms, bias = values[:, :3], values[:, 3]
+                else:
+                    columns = bfloat16(record[: 32 * HALF]).reshape(2, HALF, 8)
+                    assert (columns[..., 0:6:2] == columns[..., 1:6:2]).all(), "both parts of f meet the same q"
+                    forms = columns[..., 0:6:2].sum(0)
+                    eps = columns[..., 6].sum(0)
+                    np.testing.assert_allclose(eps[:count], EPS, rtol=2**-15)
+                    assert (eps[count:] == 1).all(), "a channel that does not exist is divided by a finite number"
+                    bias = np.empty(HALF)
+                    bias[channel] = record[32 * HALF : 36 * HALF].view(np.float32)
+                np.testing.assert_allclose(forms[:count], exact[rows], rtol=2**-15, atol=2**-15 * np.abs(exact).max())
+                np.testing.assert_array_equal(bias[:count], packed.biases[index][rows])
+                assert not forms[count:].any() and not bias[count:].any()
