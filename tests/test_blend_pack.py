@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
+from kernels_on_host import compiled
 
-ROOT = Path(__file__).parent.parent
 EPS = 1e-8
 FOLD = 1.1
 SLAB, HALF = 64, 64  # inputs of a slab, outputs of a half
@@ -26,15 +23,7 @@ STACKS = {
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
-        pytest.skip("no nvcc, whose headers the kernels include")
-    library = tmp_path_factory.mktemp("blend_pack") / "blend_pack_on_host.so"
-    sources = [ROOT / "tests/csrc_host/blend_pack_on_host.cpp", ROOT / "csrc/launch/stack_plan.cpp"]
-    includes = [f"-I{ROOT / 'tests/csrc_host'}", f"-I{ROOT / 'csrc'}"]
-    flags = ["-x", "c++", "-std=c++17", "-O1", "-Xcompiler", "-fPIC,-Wall,-Wno-unknown-pragmas", "-shared"]
-    subprocess.run([nvcc, *flags, *includes, "-o", library, *sources], check=True)
-    return ctypes.CDLL(str(library))
+    return compiled(tmp_path_factory.mktemp("blend_pack"), "blend_pack_on_host", "stack_plan")
 
 
 def bfloat16(raw: np.ndarray) -> np.ndarray:

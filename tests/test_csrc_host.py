@@ -8,14 +8,11 @@ test_cuda_modulate.py.
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
+from kernels_on_host import compiled
 
-ROOT = Path(__file__).parent.parent
 EPS = 1e-8
 GUARD = 64  # NaN floats around every buffer: read, they spoil a result; written, they are seen
 # in_features, out_features of each matrix; batch
@@ -35,15 +32,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
-        pytest.skip("no nvcc, whose headers the kernels include")
-    library = tmp_path_factory.mktemp("csrc_host") / "modulate_on_host.so"
-    sources = [ROOT / "tests/csrc_host/modulate_on_host.cpp", ROOT / "csrc/launch/modulate_plan.cpp"]
-    includes = [f"-I{ROOT / 'tests/csrc_host'}", f"-I{ROOT / 'csrc'}"]
-    flags = ["-x", "c++", "-std=c++17", "-O1", "-Xcompiler", "-fPIC,-Wall,-Wno-unknown-pragmas", "-shared"]
-    subprocess.run([nvcc, *flags, *includes, "-o", library, *sources], check=True)
-    loaded = ctypes.CDLL(str(library))
+    loaded = compiled(tmp_path_factory.mktemp("csrc_host"), "modulate_on_host", "modulate_plan")
     loaded.host_scratch_numel.restype = ctypes.c_int64
     return loaded
 
