@@ -11,6 +11,7 @@ import ctypes
 
 import numpy as np
 import pytest
+
 from kernels_on_host import compiled
 
 EPS = 1e-8
