@@ -41,7 +41,7 @@ __device__ __forceinline__ void sum_forms(float (&sums)[kStyles * (kStyles + 1) 
     for (float& sum : sums) sum = warp_sum(sum);
 }
 
-/// What demodulation reads of one output channel: see StackShape<2>. `forms`: of an existing channel.
+/// What demodulation reads of one output channel: see StackShape<2>.
 template <typename Shape>
 __device__ __forceinline__ void pack_forms(char* record, int index, int channel, const float (&forms)[Shape::kForms],
                                            float bias, float eps)
@@ -81,7 +81,8 @@ __device__ __forceinline__ void pack_channel(const StackPackParams& p, int image
     char* record = p.records + image * p.record_stride + static_cast<int64_t>(number) * Shape::kRecordBytes;
     const int order = accumulator_order(channel);
 
-    float forms[Shape::kForms] = {};
+    const float nothing = exists || index > 0 ? 0.0f : 1.0f;  // layer 0 has no eps of its own, see below
+    float forms[Shape::kForms] = {nothing, nothing, nothing};
     if (exists && p.demodulate) sum_forms<Shape::kStyles>(forms, p, l, styles, row);
     if (lane == 0) {
         // a channel that does not exist is zero times a finite number

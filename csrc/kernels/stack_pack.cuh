@@ -133,7 +133,8 @@ __device__ __forceinline__ void pack_row(const StackPackParams& p, int index, in
                 sum = fmaf(v[i][e], v[i][e], sum);
             }
         }
-        const float factor = fold * (!kBlends && p.demodulate ? rsqrtf(warp_sum(sum) + p.eps) : 1.0f);
+        // a row that does not exist is zero times a finite number, also where eps is zero
+        const float factor = fold * (!kBlends && p.demodulate && exists ? rsqrtf(warp_sum(sum) + p.eps) : 1.0f);
 #pragma unroll
         for (int i = 0; i < kGroups; ++i) {
             const int group = lane + 32 * i;
