@@ -86,7 +86,7 @@ def test_every_noise(noise: int | str | None) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("options", [dict(negative_slope=0.0), dict(negative_slope=0.5, gain=1.0), dict(demodulate=False), dict(eps=0.1)])
+@pytest.mark.parametrize("options", [dict(negative_slope=0.0), dict(negative_slope=0.5, gain=1.0), dict(demodulate=False), dict(eps=0.1), dict(eps=0.0)])
 def test_every_option(options: dict) -> None:
     case = make("released, 1024", batch=2, pixels=100)
     if options.get("demodulate") is False:

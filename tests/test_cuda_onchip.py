@@ -152,7 +152,7 @@ def test_every_layout(layout: str, inputs: int) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("options", [dict(negative_slope=0.0), dict(negative_slope=0.5, gain=1.0), dict(demodulate=False), dict(eps=0.1)])
+@pytest.mark.parametrize("options", [dict(negative_slope=0.0), dict(negative_slope=0.5, gain=1.0), dict(demodulate=False), dict(eps=0.1), dict(eps=0.0)])
 def test_every_option(options: dict) -> None:
     case = make("released, 1024", batch=2, pixels=100)
     if options.get("demodulate") is False:  # keep activations in float16's range
