@@ -1,7 +1,7 @@
 """Launcher of the on-chip stack's training kernels (csrc/kernels/stack_train_fwd.cuh, stack_chain.cuh).
 
 The forward keeps every layer's output and a bit an element for its sign; the backward walks the whole chain of gradients
-in one launch and leaves the gradient at every layer's sums, from which Triton's kernels make the weight gradients.
+in one launch and leaves the gradient at every layer's sums, from which `cuda_wgrad` makes the weight gradients.
 
 Activations are kept over `g (1 - s)` and gradients over `g`, gain and slope of the layers, and the channels of both lie in
 fragment order (csrc/tile/stack_train.h, triton/fragment.py).
@@ -15,14 +15,14 @@ from functools import cache, lru_cache
 import torch
 from torch import Tensor
 
-from . import cuda_onchip
+from . import cuda_onchip, cuda_wgrad
 from .cuda import _DTYPES, _load
 from .cuda_onchip import Prepared, _stream
 from .cuda_saved import CHUNK, TILE_PIXELS, empty_saved
 from .packing import Packing, pack
 from .recompute import parts
 from .spec import Needs, StackGrads, StackInputs, StackSaved, StackSpec, empty_like_layout
-from .triton import descriptors, layers, modulation
+from .triton import layers, modulation
 from .triton.fragment import to_natural
 
 _ROWS = 1 << 16  # images x pixels whose gradients are held at once: 1 GB of the paper's layers
@@ -74,26 +74,13 @@ def _runs(widths: tuple[int, ...]) -> list[tuple[int, int]]:
 
 
 @cache  # never dropped: a captured CUDA graph may still read them
-def _places(packing: Packing, first: int, last: int, image: int, images: int, device: torch.device) -> Tensor:
-    """Where the matrices of the layers `first .. last` of some images begin in the flat N, in elements."""
-    return torch.tensor(
-        [
-            m.mod_offset + b * m.out_features * m.row_stride
-            for m in packing.layers[first : last + 1]
-            for b in range(image, image + images)
-        ],
-        dtype=torch.int64,
-        device=device,
-    )
-
-
-@cache  # never dropped, as above
 def _rgb_table(spec: StackSpec, batch: int, device: torch.device) -> Tensor:
-    """What `layers.rgb_wgrad_chain` must know of each ToRGB of what `cuda_saved.empty_saved` holds."""
+    """What `layers.rgb_wgrad_chain` must know of each ToRGB of the last layer, whose output no other layer reads."""
     return torch.tensor(
         [
             (sum(spec.widths[1 : after + 1]), m.in_features, m.mod_offset, m.row_stride)
             for after, m in zip(spec.rgb_after, spec.packing(batch).rgbs)
+            if after == spec.depth - 1
         ],
         dtype=torch.int64,
         device=device,
@@ -114,6 +101,11 @@ def _bias_places(spec: StackSpec, device: torch.device) -> Tensor:
     for matrix in packing.rgbs:
         packing.bias(places, matrix).copy_(chunks * CHUNK + torch.arange(matrix.out_features))
     return places.to(device)
+
+
+def _padded(pixels: int) -> int:
+    """Pixels in whole units of the chain's work."""
+    return -(-pixels // cuda_wgrad.UNIT_PIXELS) * cuda_wgrad.UNIT_PIXELS
 
 
 class _Chain:
@@ -146,6 +138,11 @@ class _Chain:
         self.workspace = torch.empty(
             images * count * sum(spec.widths[2:]), dtype=self.dtype, device=self.device
         )
+        self.colours = torch.empty(
+            images * _padded(count) * cuda_wgrad.COLOUR_COLUMNS if needs.weights else 0,
+            dtype=self.dtype,
+            device=self.device,
+        )
 
     def _parts(self) -> Iterator[tuple[int, int, int, int]]:
         """(first image, images, first pixel, pixels) of each launch."""
@@ -174,6 +171,7 @@ class _Chain:
             signs=signs[pixel // (4 * TILE_PIXELS) * words :].data_ptr(),
             first=self.first[image, pixel].data_ptr(),
             u=self.workspace.data_ptr(),
+            colours=0 if self.grad_mods is None else self.colours.data_ptr(),
             bias_parts=0 if self.bias_parts is None else self.bias_parts.data_ptr(),
             noise_rows=0 if self.rows is None else self.rows[0, image, pixel].data_ptr(),
             noise_stride=batch * pixels,
@@ -187,24 +185,31 @@ class _Chain:
         )
 
     def _wgrads(self, image: int, images: int, pixel: int, count: int) -> None:
-        """Of the part in hand: runs of layers with equal widths in one launch each; layer by layer where that cannot serve."""
+        """Of the part in hand, and of the ToRGBs but the last layer's; of layer 0 by Triton where the copy engine cannot read
+        its input."""
         packing, flat, place = self.packing, self.grad_mods, image
         if pixel > 0:  # the rest of an image that is cut: to be added
             packing, place = self.spec.packing(1), 0
             flat = torch.empty(packing.mod_numel, dtype=torch.float32, device=self.device)
+        runs = []
         for first, last in _runs(self.spec.widths):
             u, x = self._operands(first, last, image, images, pixel, count)
-            options = {"fragment_u": True, "fragment_x": first > 0, "scale": self.spec.gain * (self.fold if first else 1.0)}
-            if descriptors.usable(u[0], x[0]):
-                offsets = _places(packing, first, last, place, images, self.device)
-                descriptors.wgrad_chain(u, x, offsets, flat, packing.layers[first].row_stride, **options)
+            scale = self.spec.gain * (self.fold if first else 1.0)
+            if cuda_wgrad.usable(x):
+                runs.append(cuda_wgrad.Run(first, last, u, x, scale))
                 continue
-            for layer in range(first, last + 1):
-                out = packing.mod(flat, packing.layers[layer]).narrow(0, place, images)
-                layers.layer_wgrad(u[layer - first], x[layer - first], out, **options)
+            out = packing.mod(flat, packing.layers[0]).narrow(0, place, images)
+            layers.layer_wgrad(u[0], x[0], out, fragment_u=True, scale=scale)
+        if runs:
+            columns = cuda_wgrad.COLOUR_COLUMNS
+            colours = self.colours[: images * _padded(count) * columns].view(images, -1, columns)
+            cuda_wgrad.wgrad(runs, packing, self.spec, flat, colours, self.fold, place)
         if pixel > 0:
-            sums = [self.packing.mod(self.grad_mods, m)[image] for m in self.packing.layers]
-            torch._foreach_add_(sums, [packing.mod(flat, m)[0] for m in packing.layers])
+            depth = self.spec.depth
+            made = [*range(depth)]
+            made += [depth + k for k, after in enumerate(self.spec.rgb_after) if after < depth - 1]
+            sums = [self.packing.mod(self.grad_mods, self.packing.matrices[k])[image] for k in made]
+            torch._foreach_add_(sums, [packing.mod(flat, packing.matrices[k])[0] for k in made])
 
     def _operands(
         self, first: int, last: int, image: int, images: int, pixel: int, count: int
@@ -225,10 +230,11 @@ class _Chain:
         return u.view(depth, images, count, width), x.narrow(2, pixel, count)
 
     def rgb_wgrads(self) -> None:
-        """Of every ToRGB and image at once: all that they read is kept."""
+        """Of the last layer's ToRGBs and every image at once."""
         table = _rgb_table(self.spec, self.inputs.batch, self.device)
-        widest = max(matrix.in_features for matrix in self.packing.rgbs)
-        layers.rgb_wgrad_chain(self.drgb, self.saved.features, table, widest, self.grad_mods, self.fold)
+        layers.rgb_wgrad_chain(
+            self.drgb, self.saved.features, table, self.spec.widths[-1], self.grad_mods, self.fold
+        )
 
     def biases(self) -> Tensor:
         """Gradients of all biases, in the packing's order."""
@@ -268,7 +274,7 @@ def backward(
     chain = _Chain(grad_rgb.contiguous(), inputs, spec, saved, needs)
     chain.run()
     grad_x = chain.x() if needs.x else None
-    del chain.workspace, chain.first
+    del chain.workspace, chain.first, chain.colours
     grad_weights = grad_styles = grad_biases = grad_strengths = grad_noise = None
     if chain.grad_mods is not None:
         chain.rgb_wgrads()

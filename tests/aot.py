@@ -138,8 +138,8 @@ def run_stack(
 
 
 def run_wgrads(depth: int, width: int, pixels: int, dtype: torch.dtype) -> None:
-    """The weight gradients of rows in fragment order, a launch a layer and, where descriptors serve, all in one."""
-    from cips_kernels.triton import descriptors, layers
+    """The weight gradients of rows in fragment order."""
+    from cips_kernels.triton import layers
 
     rows = torch.zeros(depth, 2, pixels, width, dtype=dtype)
     order = {"fragment_u": True, "fragment_x": True, "scale": 0.5}
@@ -149,9 +149,6 @@ def run_wgrads(depth: int, width: int, pixels: int, dtype: torch.dtype) -> None:
     for channels in (1, 2, 3):
         drgb, n = torch.zeros(2, pixels, channels), torch.zeros(2 * channels * width)
         layers.rgb_wgrad_chain(drgb, rows.view(-1), table, width, n)
-    if descriptors.usable(rows):
-        offsets = torch.arange(2 * depth) * width * width
-        descriptors.wgrad_chain(rows, rows, offsets, out, width, **order)
 
 
 def run_filters(channels: int, size: int, dtype: torch.dtype) -> None:

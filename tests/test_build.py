@@ -22,6 +22,8 @@ WEIGHTS, STYLES = "modulate_bwd_kernel_weights", "modulate_bwd_kernel_styles"
 HALVES = ("__nv_bfloat16", "__half")
 STACK = [f"stack_{kind}fwd_kernel<{half}>" for half in HALVES for kind in ("", "train_")]
 CHAIN = [f"stack_chain_kernel<{half}>" for half in HALVES]
+WGRAD = [f"stack_wgrad_kernel<{half}>" for half in HALVES]
+WGRAD_SUM = "stack_wgrad_sum_kernel"
 MAPPING = "mapping_fwd_kernel"
 BLEND = [f"stack_blend_fwd_kernel<{half}, 2>" for half in HALVES]
 BLEND_PACK = [f"stack_blend_pack_kernel<{half}, 2>" for half in HALVES]
@@ -122,7 +124,7 @@ def resources(extension: Path, cuobjdump: str) -> dict[str, dict[str, int]]:
 
 def test_kernels_are_all_there(machine_code: dict[str, Counter[str]]) -> None:
     assert sorted(machine_code) == sorted(
-        [*FORWARD, WEIGHTS, STYLES, *STACK, *CHAIN, *BLEND, *PACK, *BLEND_PACK, *LOOKUP, MAPPING]
+        [*FORWARD, WEIGHTS, STYLES, *STACK, *CHAIN, *BLEND, *PACK, *BLEND_PACK, *LOOKUP, *WGRAD, WGRAD_SUM, MAPPING]
     )
 
 
@@ -180,6 +182,18 @@ def test_the_stack_is_asynchronous_products(machine_code: dict, resources: dict,
     assert resources[kernel]["REG"] * threads <= 65536, kernel
 
 
+@pytest.mark.parametrize("kernel", WGRAD)
+def test_weight_gradients_are_asynchronous_products(machine_code: dict, resources: dict, kernel: str) -> None:
+    """Of both operands in shared memory, four of 256 columns a stage in each of three loops, and the colours' beside them."""
+    counter = machine_code[kernel]
+    products = sum(n for name, n in counter.items() if name.startswith("HGMMA.64"))
+    waits = sum(n for name, n in counter.items() if name.startswith("WARPGROUP.DEPBAR"))
+    assert products == 3 * 4 + 2 + 4 and waits == 3 * 2, counter
+    for instruction in ("UTMALDG.3D.MULTICAST", "UTMALDG.3D", "UBLKCP", "USETMAXREG", "STG.E.128"):
+        assert any(name.startswith(instruction) for name in counter), f"{instruction} is not among {counter}"
+    assert resources[kernel]["REG"] * 384 <= 65536, kernel
+
+
 def test_links_neither_torch_nor_driver(extension: Path) -> None:
     text = subprocess.run(["ldd", extension], capture_output=True, text=True, check=True).stdout
     needed = " ".join(line.split()[0] for line in text.splitlines())
@@ -218,154 +232,6 @@ def shape(**changes: int) -> tuple:
 def test_plan_refuses(module: ModuleType, matrices: list, batch: int, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         module.ModulatePlan(matrices, batch)
-
-
-def stack_plan(
-    module: ModuleType, widths: tuple, rgb_after: tuple, held: int, batch: int = 1, channels: int = 3, blocks: tuple = (),
-    styles: int = 0,
-):
-    """A StackPlan of a packing without gaps."""
-    layers, rgbs, weight, style, bias = [], [], 0, 0, 0
-    shapes = [(o, i, layers) for i, o in zip(widths[:-1], widths[1:])]
-    shapes += [(channels, widths[after + 1], rgbs) for after in rgb_after]
-    for out, width, rows in shapes:
-        rows.append((out, width, weight, style, bias))
-        weight, style, bias = weight + out * width, style + width, bias + out
-    return module.StackPlan(layers, rgbs, list(rgb_after), list(blocks), held, batch, styles)
-
-
-@pytest.mark.parametrize(
-    ("widths", "held"), [((1024, *(512,) * 15), 512), ((100, 80, 48, 300, 16), 100), ((700, 512), 500), ((64, 128), 64)]
-)
-def test_stack_plan_counts_slabs_and_records(module: ModuleType, widths: tuple, held: int) -> None:
-    """A slab for every 128 outputs by 64 inputs, held and streamed inputs apart; a record for every 128 outputs."""
-    plan = stack_plan(module, widths, (len(widths) - 2,), held)
-    slabs = records = 0
-    for layer, (inputs, outputs) in enumerate(zip(widths[:-1], widths[1:])):
-        parts = (held, inputs - held) if layer == 0 else (inputs,)
-        slabs += -(-outputs // 128) * sum(-(-part // 64) for part in parts)
-        records += -(-outputs // 128)
-    assert plan.slab_bytes == slabs * 128 * 64 * 2
-    assert plan.record_bytes == records * (128 * 4 + 16 + 8 * 12 * 8)
-
-
-def test_stack_plan_counts_skips_of_residual_blocks(module: ModuleType) -> None:
-    """A skip's product has the slabs of its block's output by its input, and a record for each of their chunks."""
-    widths = (64, 512, 512, 512, 300, 300)
-    plain = stack_plan(module, widths, (4,), 64)
-    blocks = stack_plan(module, widths, (4,), 64, blocks=((1, 2, -1), (3, 4, 0)))
-    assert blocks.slab_bytes - plain.slab_bytes == 3 * 8 * 128 * 64 * 2
-    assert blocks.record_bytes - plain.record_bytes == 3 * plain.record_bytes // (3 * 4 + 2 * 3)
-
-
-def test_stack_plan_counts_what_a_blend_keeps(module: ModuleType) -> None:
-    """Beside bias and strength: a float for each pair of styles, a 16-bit value a style, and colours of eight columns."""
-    plain, blend = (stack_plan(module, (64, 512, 300), (1,), 64, styles=styles) for styles in (0, 2))
-    assert blend.slab_bytes == plain.slab_bytes
-    assert blend.record_bytes == 14 * (64 * 16 * 2 + 64 * 4 + 16 + 2 * 64 * 2 + 64 * 8 * 2)
-    assert (plain.fourier_floats, blend.fourier_floats) == (64 * 3, 64 * 5)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (((64, 64, 64), (1,), 64, 1, 3, ((0, 1, -1),)), "blocks: first layer: 0 came, expected 1 to"),
-        (((64, 64, 64), (1,), 64, 1, 3, ((1, 2, -1),)), "blocks: first layer: 1 came, expected 1 to the block's last, which"),
-        (((64, 64, 80), (1,), 64, 1, 3, ((1, 1, -1),)), "blocks: out_features of the last layer: 80 came"),
-        (((64,), (), 64), "layers: 0 came, expected 1 to 64"),
-        (((16,) * 66, (64,), 16), "layers: 65 came, expected 1 to 64"),
-        (((64, 520), (0,), 64), "layer 0: out_features: 520 came, expected 1 to 512"),
-        (((1030, 64), (0,), 512), "in_features of layer 0: 1030 came"),
-        (((64, 64), (0,), 0), "register_inputs: 0 came, expected 1 to 512"),
-        (((64, 64), (0,), 65), "in_features of layer 0: 64 came, expected at least register_inputs"),
-        (((64, 64), (0,), 64, 0), "batch: 0 came, expected 1 to 65535"),
-        (((64, 64), (0,), 64, 1, 4), "ToRGB: channels: 4 came, expected 1 to 3"),
-        (((64, 64), (), 64), "ToRGBs: 0 came, expected 1 to 24"),
-        (((64, 64), (0,), 64, 1, 3, (), 3), "styles: 3 came, expected 0 to 2"),
-        (((64, 64, 64), (1,), 64, 1, 3, ((1, 1, -1),), 2), "blocks: 1 came, expected none with blended styles"),
-        (((64, 64, 64), (0,), 64), "depth: 2 came, expected no layers after the last that a ToRGB reads"),
-    ],
-)
-def test_stack_plan_refuses(module: ModuleType, arguments: tuple, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        stack_plan(module, *arguments)
-
-
-STACK_PACK = dict(
-    weights=1024, styles=1024, style_stride=64, biases=1024, strengths=1024, fourier_weight=0, fourier_bias=0, slabs=1024,
-    records=1024, fourier=0, rgb_bias=1024, dtype="bfloat16", eps=1e-8, gain=1.0, negative_slope=0.2, demodulate=True,
-    device=0, stream=0,
-)  # fmt: skip
-STACK_FORWARD = dict(
-    slabs=1024, records=1024, fourier=0, rgb_bias=1024, x=1024, x_strides=(0, 128), streamed=0, streamed_strides=(0, 0),
-    coords=0, coords_batch_stride=0, grid=(0, 0), first_pixel=0, noise_mode="off", seed=0, noise=0, noise_strides=(0, 0),
-    first_image=0, first_layer=0, kept=0, rgb=1024, rgb_strides=(3, 3, 1), pixels=64, dtype="bfloat16", negative_slope=0.2, device=0,
-    stream=0,
-)  # fmt: skip
-TABLE_LOOKUP = dict(
-    table=1024, table_dtype="float32", rows=4, columns=4, features=8, coords=1024, coords_batch_stride=0, grid=(0, 0),
-    first_pixel=0, exact=True, out=1024, out_dtype="bfloat16", row_stride=8, images=1, pixels=64, device=0, stream=0,
-)  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"slabs": 1040}, "slabs: address is not a multiple of 128"),
-        ({"records": 0}, "records: a null address"),
-        ({"dtype": "float32"}, "dtype: expected bfloat16 or float16"),
-        ({"weights": 0}, "weights: a null address"),
-        ({"styles": 1025}, "styles: address is not a multiple of 4"),
-        ({"fourier_weight": 1024, "fourier_bias": 1024}, "fourier: a null address"),
-    ],
-)
-def test_stack_pack_refuses(module: ModuleType, changes: dict, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        module.stack_pack(stack_plan(module, (64, 64), (0,), 64), **(STACK_PACK | changes))
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"blend": 1024}, "blend: expected weights if and only if the plan has styles"),
-        ({"x": 1032}, "x: address is not a multiple of 16"),
-        ({"x_strides": (0, 120)}, "x: expected strides of 16 bytes"),
-        ({"x_strides": (0, 112)}, "x: expected rows padded to 64 channels"),
-        ({"x": 0}, "x: expected either x or fourier"),
-        ({"fourier": 1024}, "x: expected either x or fourier"),
-        ({"x": 0, "fourier": 1024}, "coords: expected coords or a grid"),
-        ({"pixels": 0}, "pixels: expected 1 to 2.31 - 1"),
-        ({"noise_mode": "index"}, "seed: a null address"),
-        ({"noise_mode": "coords", "seed": 1024}, "coords: expected coords or a grid"),
-        ({"noise_mode": "given"}, "noise: a null address"),
-        ({"noise_mode": "loud"}, "noise_mode: 'loud' came"),
-        ({"rgb": 0}, "rgb: a null address"),
-        ({"dtype": "float32"}, "dtype: expected bfloat16 or float16"),
-    ],
-)
-def test_stack_forward_refuses(module: ModuleType, changes: dict, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        module.stack_forward(stack_plan(module, (64, 64), (0,), 64), **(STACK_FORWARD | changes))
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"table": 0}, "table: a null address"),
-        ({"rows": 0}, "table: expected at least one entry"),
-        ({"columns": 2**24}, "table: expected sides below 2.24"),
-        ({"out": 1032}, "out: address is not a multiple of 16"),
-        ({"row_stride": 12}, "row_stride: expected a multiple of 8"),
-        ({"features": 9}, "row_stride: expected a multiple of 8 that holds a row"),
-        ({"coords": 0}, "coords: expected coords or a grid"),
-        ({"out_dtype": "float32"}, "dtype: expected a table of float32 or"),
-        ({"table_dtype": "float16"}, "dtype: expected a table of float32 or"),
-        ({"images": 70000}, "images: expected 1 to 65535"),
-    ],
-)
-def test_table_lookup_refuses(module: ModuleType, changes: dict, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        module.table_lookup(**(TABLE_LOOKUP | changes))
 
 
 def test_scratch_is_one_partial_a_row_block(module: ModuleType) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from test_build import STACK_FORWARD, stack_plan
+from test_stack_plan import STACK_FORWARD, stack_plan
 
 module = pytest.importorskip("cips_kernels._cuda", reason="the extension is not built")
 
 CHAIN = dict(
-    slabs=1024, records=1024, drgb=1024, signs=1024, first=1024, u=1024, bias_parts=1024, noise_rows=0, noise_stride=0,
+    slabs=1024, records=1024, drgb=1024, signs=1024, first=1024, u=1024, colours=1024, bias_parts=1024, noise_rows=0, noise_stride=0,
     images=1, pixels=64, dtype="bfloat16", gain=1.0, negative_slope=0.2, device=0, stream=0,
 )  # fmt: skip
 PACK = dict(
@@ -24,7 +24,7 @@ PACK = dict(
 )
 def test_plan_counts_slabs_records_and_chunks(widths: tuple, rgb_after: tuple) -> None:
     """For each layer but the first a slab for every 128 inputs by 64 outputs; 2 KB for every 128 channels a ToRGB reads."""
-    plan = module.ChainPlan(stack_plan(module, widths, rgb_after, min(widths[0], 512), batch=2))
+    plan = module.ChainPlan(stack_plan(widths, rgb_after, min(widths[0], 512), batch=2))
     slabs = sum(-(-inputs // 128) * -(-outputs // 64) for inputs, outputs in zip(widths[1:-1], widths[2:]))
     assert plan.slab_bytes == slabs * 128 * 64 * 2
     assert plan.record_bytes == sum(-(-widths[after + 1] // 128) for after in rgb_after) * 128 * 16
@@ -33,13 +33,13 @@ def test_plan_counts_slabs_records_and_chunks(widths: tuple, rgb_after: tuple) -
 
 @pytest.mark.parametrize(("pixels", "units"), [(1, 1), (256, 1), (257, 2), (65536, 256)])
 def test_signs_are_a_bit_a_number_of_whole_units(pixels: int, units: int) -> None:
-    plan = stack_plan(module, (64, 160, 96), (1,), 64, batch=3)
+    plan = stack_plan((64, 160, 96), (1,), 64, batch=3)
     assert plan.sign_bytes(pixels) * 8 == 3 * units * 256 * (256 + 128)
 
 
 def test_no_chain_of_residual_blocks() -> None:
     with pytest.raises(ValueError, match="blocks: 1 came, expected neither residual blocks nor blends"):
-        module.ChainPlan(stack_plan(module, (64, 64, 64, 64), (2,), 64, blocks=((1, 2, -1),)))
+        module.ChainPlan(stack_plan((64, 64, 64, 64), (2,), 64, blocks=((1, 2, -1),)))
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_no_chain_of_residual_blocks() -> None:
     ],
 )
 def test_chain_refuses(changes: dict, words: str) -> None:
-    plan = module.ChainPlan(stack_plan(module, (64, 64, 64), (1,), 64))
+    plan = module.ChainPlan(stack_plan((64, 64, 64), (1,), 64))
     with pytest.raises(ValueError, match=words):
         module.chain_backward(plan, **(CHAIN | changes))
 
@@ -73,7 +73,7 @@ def test_chain_refuses(changes: dict, words: str) -> None:
     ],
 )
 def test_pack_refuses(changes: dict, words: str) -> None:
-    plan = module.ChainPlan(stack_plan(module, (64, 64, 64), (1,), 64))
+    plan = module.ChainPlan(stack_plan((64, 64, 64), (1,), 64))
     with pytest.raises(ValueError, match=words):
         module.chain_pack(plan, **(PACK | changes))
 
@@ -88,6 +88,6 @@ def test_pack_refuses(changes: dict, words: str) -> None:
     ],
 )
 def test_forward_for_training_refuses(widths: tuple, changes: dict, words: str) -> None:
-    plan = stack_plan(module, widths, (len(widths) - 2,), 64)
+    plan = stack_plan(widths, (len(widths) - 2,), 64)
     with pytest.raises(ValueError, match=words):
         module.stack_forward(plan, **(STACK_FORWARD | changes))

@@ -19,7 +19,7 @@ MOST_LINES = 450
 # each may import those before it
 ORDER = (
     "activations", "packing", "spec", "noise", "arguments", "encoding", "formulas", "reference", "backends", "blended",
-    "filter_formulas", "sines", "recompute", "triton", "cuda", "cuda_onchip", "cuda_saved", "cuda_training", "cuda_blend",
+    "filter_formulas", "sines", "recompute", "triton", "cuda", "cuda_onchip", "cuda_saved", "wgrad_plan", "cuda_wgrad", "cuda_training", "cuda_blend",
     "cuda_stack", "cpu_plan", "cpu", "encoded", "ops", "filters", "segments",
     "functional", "modules", "prepared", "patch", "__init__", "env", "testing",
 )  # fmt: skip

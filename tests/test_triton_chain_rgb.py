@@ -47,6 +47,15 @@ def in_memory(outputs: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat([to_natural(t).reshape(-1) for t in outputs]).to(DEVICE, torch.float16)
 
 
+def table_of(spec: StackSpec, batch: int) -> torch.Tensor:
+    """Channels before the layer that each ToRGB reads, its width, where its matrix begins, and the row stride."""
+    rows = [
+        (sum(spec.widths[1 : after + 1]), spec.widths[after + 1], matrix.mod_offset, matrix.row_stride)
+        for after, matrix in zip(spec.rgb_after, spec.packing(batch).rgbs)
+    ]
+    return torch.tensor(rows, device=DEVICE)
+
+
 def check(spec: StackSpec, batch: int, out: torch.Tensor, truth: list[torch.Tensor]) -> None:
     """Every bit of the matrices, and nothing but them in `out`, which was NaN."""
     packing = spec.packing(batch)
@@ -60,7 +69,7 @@ def check(spec: StackSpec, batch: int, out: torch.Tensor, truth: list[torch.Tens
 @pytest.mark.parametrize(("batch", "pixels", "channels"), [(1, 1, 3), (3, 131, 3), (2, 64, 1), (1, 333, 2)])
 def test_every_matrix_in_one_launch(stack, tile, batch, pixels, channels):
     spec, outputs, drgb, truth = make(stack, batch, pixels, channels)
-    table = cuda_training._rgb_table(spec, batch, torch.device(DEVICE))
+    table = table_of(spec, batch)
     out = torch.full((spec.packing(batch).mod_numel,), float("nan"), device=DEVICE)
     widest = max(outputs[layer].shape[2] for layer in spec.rgb_after)
     with poisoned_empty():
@@ -75,24 +84,26 @@ def test_what_no_torgb_reads_is_not_touched():
     spec, outputs, drgb, truth = make("every other", 2, 77, 3)
     x = in_memory([t if i in spec.rgb_after else t * float("nan") for i, t in enumerate(outputs)])
     out = torch.full((spec.packing(2).mod_numel,), float("nan"), device=DEVICE)
-    table = cuda_training._rgb_table(spec, 2, torch.device(DEVICE))
+    table = table_of(spec, 2)
     layers.rgb_wgrad_chain(drgb.to(DEVICE, torch.float16), x, table, 96, out, 0.375, SMALL)
     check(spec, 2, out, truth)
 
 
-def test_the_table_is_that_of_what_is_kept():
-    """It finds the very views that `activations` gives."""
-    widths, rgb_after = STACKS["two after one, out of order"]
+@pytest.mark.parametrize("stack", STACKS)
+def test_a_training_call_reads_the_last_output_alone(stack):
+    """Of ToRGBs that read it, where `activations` has it: weight gradients bring the others' along."""
+    widths, rgb_after = STACKS[stack]
     spec, batch, pixels = StackSpec((16, *widths), rgb_after), 2, 5
     saved = cuda_saved.empty_saved(torch.empty((batch, pixels, 16), dtype=torch.bfloat16), spec, batch)
-    views = cuda_saved.activations(saved, spec, batch, pixels)
+    last = cuda_saved.activations(saved, spec, batch, pixels)[-1]
     table = cuda_training._rgb_table(spec, batch, torch.device("cpu"))
-    assert table.dtype == torch.int64 and table.shape == (3, 4)
-    for (before, width, offset, row), layer, matrix in zip(
-        table.tolist(), rgb_after, spec.packing(batch).rgbs
-    ):
-        assert views[layer].shape == (batch, pixels, width)
-        assert views[layer].storage_offset() == before * batch * pixels
+    assert table.dtype == torch.int64
+    packing = spec.packing(batch)
+    readers = [matrix for after, matrix in zip(rgb_after, packing.rgbs) if after == len(widths) - 1]
+    assert readers and len(readers) == len(table)
+    for (before, width, offset, row), matrix in zip(table.tolist(), readers):
+        assert last.shape == (batch, pixels, width)
+        assert last.storage_offset() == before * batch * pixels
         assert (offset, row) == (matrix.mod_offset, matrix.row_stride)
 
 

@@ -9,11 +9,9 @@ import triton
 from torch import Tensor
 
 from ..spec import StackSpec
-from .config import Tile, device_limits, wgrad_tile
-from .fragment import check_fragment
+from .config import Tile, device_limits
 from .order import evens
 
-_SUM_ELEMENTS = 4096  # of a cut weight gradient that one program adds up
 _SLICED = 256  # a tile this wide leaves in two slices, so that four stages of operands fit beside its staging
 
 
@@ -123,76 +121,3 @@ def wgrad(
         pixels, x.shape[2], out_features, splits, per_split, scale, FRAGMENT_O=fragment_u, FRAGMENT_I=fragment_x,
         BLOCK_O=tile.rows, BLOCK_I=tile.cols, BLOCK_P=tile.inner, num_warps=tile.warps, num_stages=4,
     )  # fmt: skip
-
-
-def wgrad_chain(
-    u: Tensor, x: Tensor, offsets: Tensor, out: Tensor, row_stride: int, *,
-    fragment_u: bool = False, fragment_x: bool = False, scale: float = 1.0,
-) -> None:  # fmt: skip
-    """`N = scale u^T x`, a sum over pixels, of every layer and image of a run of layers with equal widths.
-
-    Deterministic: what does not fit into one program's share is added in a fixed order. Takes up to
-    `2 x programs x 128 x 256` floats of workspace (34 MB on an H100) where matrices do not divide evenly.
-
-    Args:
-        u: `[L, n, P, O]` bfloat16 or float16, `usable`: the gradients at the layers' sums.
-        x: `[L, n, P, I]` or, shared by a layer's images, `[L, 1, P, I]`, `usable`, the dtype of `u`: what the layers read.
-        offsets: int64 `[L * n]` on the device: where in `out` the matrix of layer `l` and image `b`, number
-            `l * n + b`, begins, in elements; multiples of 16, as `Packing.mod` has them (not checked: no synchronisation).
-        out: float32, contiguous: receives the matrices, channels in natural order.
-        row_stride: elements from a row of a matrix (an output channel) to the next.
-        fragment_u, fragment_x: the channels of `u`, of `x` lie in fragment order (`fragment`).
-        scale: factor of the sums, in float32.
-
-    Raises:
-        ValueError: shapes, dtypes or strides that do not fit, a width in fragment order that is no multiple of 32, or
-            more than 2^31 blocks of pixels times programs.
-    """
-    _check_chain(u, x, offsets, out, row_stride, fragment_u, fragment_x)
-    depth, images, pixels, out_features = u.shape
-    in_features, matrices = x.shape[3], depth * images
-    tile = wgrad_tile(out_features, in_features, pixels, u.dtype, u.device)
-    tiles, blocks = triton.cdiv(out_features, tile.rows) * triton.cdiv(in_features, tile.cols), triton.cdiv(pixels, tile.inner)
-    total = matrices * blocks
-    teams = min(max(1, device_limits(u.device)[2] // tiles), total)
-    if (total + 1) * (teams + 1) >= 1 << 31:
-        most = (1 << 31) // (teams + 1) - 2
-        raise ValueError(f"u has {total} blocks of {tile.inner} pixels, expected at most {most}")
-    cut = matrices % teams > 0
-    pieces = torch.empty(teams * tiles * 2 * tile.rows * tile.cols if cut else 0, dtype=torch.float32, device=u.device)
-    from .chain_wgrad import modfc_wgrad_chain_kernel
-    from .chain_wgrad_sum import modfc_wgrad_chain_sum_kernel
-
-    modfc_wgrad_chain_kernel[(teams * tiles,)](
-        describe(u, tile.inner, tile.rows), describe(x, tile.inner, tile.cols), int(x.shape[1] > 1),
-        out, offsets, row_stride, pieces if cut else out,
-        images, pixels, in_features, out_features, total, teams, scale, FRAGMENT_O=fragment_u, FRAGMENT_I=fragment_x,
-        BLOCK_O=tile.rows, BLOCK_I=tile.cols, BLOCK_P=tile.inner, num_warps=tile.warps, num_stages=4,
-    )  # fmt: skip
-    if cut:
-        rows = max(1, min(tile.rows, _SUM_ELEMENTS // tile.cols))
-        modfc_wgrad_chain_sum_kernel[((teams - 1) * tiles * (tile.rows // rows),)](
-            pieces, out, offsets, row_stride, in_features, out_features, blocks, total, teams,
-            BLOCK_O=tile.rows, BLOCK_I=tile.cols, ROWS=rows, num_warps=4,
-        )  # fmt: skip
-
-
-def _check_chain(
-    u: Tensor, x: Tensor, offsets: Tensor, out: Tensor, row_stride: int, fragment_u: bool, fragment_x: bool
-) -> None:
-    if u.dim() != 4 or x.dim() != 4 or x.shape[0] != u.shape[0] or x.shape[1] not in (1, u.shape[1]) or x.shape[2] != u.shape[2]:
-        raise ValueError(f"u, x have shapes {tuple(u.shape)}, {tuple(x.shape)}, expected [L, n, P, O], [L, n or 1, P, I]")
-    if u.numel() == 0 or x.numel() == 0:
-        raise ValueError(f"u, x have shapes {tuple(u.shape)}, {tuple(x.shape)}, expected something in them")
-    if x.dtype != u.dtype or not usable(u, x):
-        raise ValueError(f"u {u.dtype} {u.stride()}, x {x.dtype} {x.stride()}: expected operands that descriptors can read")
-    if offsets.dtype != torch.int64 or offsets.shape != (u.shape[0] * u.shape[1],) or not offsets.is_contiguous():
-        raise ValueError(f"offsets is {offsets.dtype} {tuple(offsets.shape)}, expected int64 [{u.shape[0] * u.shape[1]}]")
-    if out.dtype != torch.float32 or not out.is_contiguous() or out.device != u.device or offsets.device != u.device:
-        raise ValueError(f"out is {out.dtype} {out.stride()} on {out.device}, expected contiguous float32 on {u.device}")
-    if row_stride < x.shape[3]:
-        raise ValueError(f"row_stride is {row_stride}, expected at least the width {x.shape[3]}")
-    if fragment_u:
-        check_fragment(u.shape[3], "u")
-    if fragment_x:
-        check_fragment(x.shape[3], "x")

@@ -21,15 +21,6 @@ def natural(position, FRAGMENT: tl.constexpr):
     return (position & -31) | ((position & 24) >> 2) | ((position & 6) << 2)
 
 
-@triton.jit
-def natural_columns(tile, ROWS: tl.constexpr, COLS: tl.constexpr, FRAGMENT: tl.constexpr):
-    """`tile` `[ROWS, COLS]` with its columns in natural order."""
-    if not FRAGMENT:
-        return tile
-    groups = tl.permute(tl.reshape(tile, (ROWS, COLS // 32, 4, 4, 2)), (0, 1, 3, 2, 4))
-    return tl.reshape(groups, (ROWS, COLS))
-
-
 def to_natural(t: Tensor, dim: int = -1) -> Tensor:
     """A copy of `t` with the channels of `dim` (a multiple of 32) out of fragment order, or into it."""
     check_fragment(t.shape[dim], f"dimension {dim} of t")

@@ -26,14 +26,15 @@ void pack(const ChainPlan& plan, uintptr_t weights, uintptr_t styles, int64_t st
 }
 
 void backward(const ChainPlan& plan, uintptr_t slabs, uintptr_t records, uintptr_t drgb, uintptr_t signs,
-              uintptr_t first, uintptr_t u, uintptr_t bias_parts, uintptr_t noise_rows, int64_t noise_stride,
-              int64_t images, int64_t pixels, const std::string& dtype, float gain, float negative_slope, int device,
-              uintptr_t stream)
+              uintptr_t first, uintptr_t u, uintptr_t colours, uintptr_t bias_parts, uintptr_t noise_rows,
+              int64_t noise_stride, int64_t images, int64_t pixels, const std::string& dtype, float gain,
+              float negative_slope, int device, uintptr_t stream)
 {
     chain_backward(plan,
                    {pointer<const void>(slabs), pointer<const void>(records), pointer<const float>(drgb),
-                    pointer<const void>(signs), pointer<void>(first), pointer<void>(u), pointer<float>(bias_parts),
-                    pointer<float>(noise_rows), noise_stride, images, pixels, parse_dtype(dtype), gain, negative_slope},
+                    pointer<const void>(signs), pointer<void>(first), pointer<void>(u), pointer<void>(colours),
+                    pointer<float>(bias_parts), pointer<float>(noise_rows), noise_stride, images, pixels,
+                    parse_dtype(dtype), gain, negative_slope},
                    {device, stream});
 }
 
@@ -54,10 +55,10 @@ void bind_chain(py::module_& module)
                py::arg("gain"), py::arg("demodulate"), py::arg("device"), py::arg("stream"),
                py::call_guard<py::gil_scoped_release>(), "Write what chain_backward reads of parameters and styles.");
     module.def("chain_backward", &backward, py::arg("plan"), py::kw_only(), py::arg("slabs"), py::arg("records"),
-               py::arg("drgb"), py::arg("signs"), py::arg("first"), py::arg("u"), py::arg("bias_parts"),
-               py::arg("noise_rows"), py::arg("noise_stride"), py::arg("images"), py::arg("pixels"), py::arg("dtype"),
-               py::arg("gain"), py::arg("negative_slope"), py::arg("device"), py::arg("stream"),
-               py::call_guard<py::gil_scoped_release>(),
+               py::arg("drgb"), py::arg("signs"), py::arg("first"), py::arg("u"), py::arg("colours"),
+               py::arg("bias_parts"), py::arg("noise_rows"), py::arg("noise_stride"), py::arg("images"),
+               py::arg("pixels"), py::arg("dtype"), py::arg("gain"), py::arg("negative_slope"), py::arg("device"),
+               py::arg("stream"), py::call_guard<py::gil_scoped_release>(),
                "Write the gradients at every layer's sums, over the gain, and the parts of bias and noise gradients.");
 }
 

@@ -104,4 +104,5 @@ PYBIND11_MODULE(_cuda, module)
 
     cips::bind_stack(module);
     cips::bind_chain(module);
+    cips::bind_wgrad(module);
 }

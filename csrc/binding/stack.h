@@ -14,5 +14,6 @@ DType parse_dtype(const std::string& name);
 
 void bind_stack(pybind11::module_& module);
 void bind_chain(pybind11::module_& module);
+void bind_wgrad(pybind11::module_& module);
 
 }  // namespace cips

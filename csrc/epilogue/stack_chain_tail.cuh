@@ -57,6 +57,10 @@ struct StackChainTail : StackParts<T, ChainShape> {
         for (int row = 0; row < 2; ++row) {
             const int64_t pixel = this->pixel() + 8 * row;
             drgb[row] = pack_pair(drgb_column(column, pixel), drgb_column(column + 1, pixel), T());
+            if (grads.colours != nullptr) {
+                const int64_t padded = int64_t{p.groups} * kGroupPixels;
+                grads.colours[(this->image() * padded + pixel) * 4 + column / 2] = drgb[row];
+            }
         }
     }
 

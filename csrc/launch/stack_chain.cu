@@ -68,6 +68,7 @@ void chain_backward(const ChainPlan& plan, const ChainBackward& a, Target target
     require_aligned(a.signs, "signs", 8);
     require_aligned(a.first, "first", 16);
     if (plan.layers.size() > 1) require_aligned(a.u, "u", 16);
+    if (a.colours != nullptr) require_aligned(a.colours, "colours", 4);
     if (a.bias_parts != nullptr) require_aligned(a.bias_parts, "bias_parts", 16);
     require(a.pixels >= 1 && a.pixels < int64_t{1} << 31, "pixels: expected 1 to 2^31 - 1");
     require(a.images >= 1 && a.images <= plan.batch, "images: expected 1 to the plan's batch");
@@ -93,6 +94,7 @@ void chain_backward(const ChainPlan& plan, const ChainBackward& a, Target target
     grads.rows = a.images * a.pixels;
     grads.u = static_cast<char*>(a.u) - 2 * grads.rows * plan.layers.back().out_features;
     grads.first = static_cast<char*>(a.first);
+    grads.colours = static_cast<uint32_t*>(a.colours);
     grads.bias_parts = a.bias_parts;
     grads.noise_rows = a.noise_rows;
     grads.noise_stride = a.noise_stride;

@@ -46,6 +46,7 @@ struct ChainBackward {
     const void* signs;     // as stack_forward left them
     void* first;           // 16-bit [images, P, width of layer 0], over the gain as all of u, 16-byte aligned
     void* u;               // 16-bit [images, P, width] for each layer from first to last, 16-byte aligned
+    void* colours;         // 16-bit [images, P padded to 256, 8], see StackGrads, 4-byte aligned; null: not wanted
     float* bias_parts;     // [chain_warps(dtype, device), 128 image_chunks], added to; null: not wanted
     float* noise_rows;     // [L, B, P]; null: not wanted
     int64_t noise_stride;  // floats from layer to layer

@@ -44,7 +44,7 @@ TensorMap make_tensor_map(const void* base, int64_t planes, int64_t rows, int64_
     const CUresult code =
         encode(&map, bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 3,
                const_cast<void*>(base), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-               CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+               CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (code != CUDA_SUCCESS)
         throw std::invalid_argument("cuTensorMapEncodeTiled: error " + std::to_string(static_cast<int>(code)) +
                                     " for [" + std::to_string(planes) + ", " + std::to_string(rows) + ", " +

@@ -36,4 +36,15 @@ __device__ __forceinline__ void tensor_copy(uint32_t shared, const void* map, in
         : "memory");
 }
 
+/// The same to the same address in every block of `blocks`; each block's barrier at that address counts.
+__device__ __forceinline__ void tensor_copy_multicast(uint32_t shared, const void* map, int column, int row, int plane,
+                                                      uint32_t barrier, uint16_t blocks)
+{
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+        "[%1, {%2, %3, %4}], [%5], %6;" ::"r"(shared),
+        "l"(map), "r"(column), "r"(row), "r"(plane), "r"(barrier), "h"(blocks)
+        : "memory");
+}
+
 }  // namespace cips

@@ -27,7 +27,10 @@ struct StackGrads {
     const uint2* signs;
     char* u;      // the gradients at the layers' sums over g, 16-bit, [images][P][width] each; layer 0's would be first
     char* first;  // layer 0's
-    int64_t rows;          // images P
+    int64_t rows;  // images P
+    // For the weight gradients of ToRGBs, which read it as an operand: [images][whole units of pixels][8] 16-bit
+    // values, the colours' gradients rounded, what that left, and zeros; null: not wanted
+    uint32_t* colours;
     float* bias_parts;     // [warps of the grid][part_stride], added to; null: not wanted
     float* noise_rows;     // [L][B][P], sums over channels of u; null: not wanted
     int64_t noise_stride;  // from layer to layer
