@@ -130,12 +130,38 @@ struct StackBlendTail : StackParts<T, StackShape<kStyles>> {
         return d;
     }
 
-    /// Demodulation, bias, noise and activation of a half whose forms were sent.
-    __device__ __forceinline__ void activate(uint32_t (&x)[16], const float (&noise)[2]) const
+    /// What the tail of a half reads first: loaded while its last products are under way.
+    struct Ahead {
+        float4 bias[4];
+        float noise[2];
+    };
+
+    /// source: the noise of a quad's rows is that of threads `source` and `source` + 1.
+    __device__ __forceinline__ void load_noise(float (&noise)[2], int source) const
     {
+        const float strength = this->noise_strength();
+        asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
+                     : "=f"(noise[0]), "=f"(noise[1])
+                     : "r"(noise_of(thread_of_block() / 32 * 32 + source))
+                     : "memory");
+        noise[0] = __fmul_rn(noise[0], strength);  // not fused with the bias, which would keep three registers for two
+        noise[1] = __fmul_rn(noise[1], strength);
+    }
+
+    __device__ __forceinline__ void load_ahead(Ahead& ahead, int source) const
+    {
+        load_noise(ahead.noise, source);
+#pragma unroll
+        for (int q = 0; q < 4; ++q) ahead.bias[q] = of_record(Shape::kBias + 16 * (lane % 4) + 64 * q);
+    }
+
+    /// Demodulation, bias, noise and activation of a half whose forms were sent.
+    __device__ __forceinline__ void activate(uint32_t (&x)[16], const Ahead& ahead) const
+    {
+        const float (&noise)[2] = ahead.noise;
 #pragma unroll
         for (int q = 0; q < 4; ++q) {
-            const float4 v = of_record(Shape::kBias + 16 * (lane % 4) + 64 * q);
+            const float4 v = ahead.bias[q];
             const float bias[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
             for (int j = 4 * q; j < 4 * q + 4; ++j) {
@@ -180,69 +206,87 @@ struct StackBlendTail : StackParts<T, StackShape<kStyles>> {
         }
     }
 
-    /// source: the noise of a quad's rows is that of threads `source` and `source` + 1. position: where the result
-    /// goes, into the registers if kKeeps. Of half kFirst of layer 0; kFirst < 0: of another layer.
+    /// position: where the result goes, into the registers if kKeeps. Of half kFirst of layer 0; kFirst < 0: of another
+    /// layer, whose `ahead` has been loaded.
     template <int kFirst, bool kKeeps>
-    __device__ __forceinline__ void finish_half(int position, const StackLayer& l, bool keep, int source)
+    __device__ __forceinline__ void finish_half(int position, const StackLayer& l, bool keep, int source,
+                                                const Ahead& ahead)
     {
         if (kFirst >= 0) this->wait_for_record();
-        const float strength = this->noise_strength();
-        float noise[2];
-        asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
-                     : "=f"(noise[0]), "=f"(noise[1])
-                     : "r"(noise_of(thread_of_block() / 32 * 32 + source))
-                     : "memory");
-        noise[0] = __fmul_rn(noise[0], strength);  // not fused with the bias, which would keep three registers for two
-        noise[1] = __fmul_rn(noise[1], strength);
         uint32_t x[16];
         if constexpr (kFirst < 0) {
-            activate(x, noise);
+            activate(x, ahead);
         } else {
+            float noise[2];
+            load_noise(noise, source);
             activate_first<kFirst>(x, noise);
         }
-        if (l.rgb) {
-            Colours rgb;
+        uint32_t weights[2][kStyles];
+        float4 styles[4];
+        load_weights(weights);
+        if constexpr (kFirst < 0) {  // all at once; in layer 0 registers are too few
+#pragma unroll
+            for (int q = 0; q < 4; ++q) styles[q] = styles_of(q);
+        }
+        Colours rgb;
+        if constexpr (kFirst < 0) {
+            load_colours(rgb);
+            if (l.rgb) this->send_colours(rgb, x);
+        } else if (l.rgb) {
             load_colours(rgb);
             this->add_colours(rgb, x);
             keep_colours(rgb);
         }
-        if (keep) scale(x);
-        if constexpr (kKeeps) {
-            constexpr int kPosition = kFirst == 0 ? kRegisterSlabs - 2 : kRegisterSlabs - 1;
+        // the last layer's too: its styles are zeros, and nobody reads what parks
 #pragma unroll
-            for (int j = 0; j < 16; ++j) a[16 * kPosition + j] = x[j];
-        } else if (keep) {
+        for (int q = 0; q < 4; ++q) {
+            uint32_t to[4];
+            scale(to, x + 4 * q, weights, kFirst < 0 ? styles[q] : styles_of(q));
+            if constexpr (kKeeps) {
+                constexpr int kPosition = kFirst == 0 ? kRegisterSlabs - 2 : kRegisterSlabs - 1;
 #pragma unroll
-            for (int s = 0; s < 4; ++s) this->park(4 * position + s, x + 4 * s);
+                for (int j = 0; j < 4; ++j) a[16 * kPosition + 4 * q + j] = to[j];
+            } else {
+                this->park(4 * position + q, to);
+            }
+        }
+        if constexpr (kFirst < 0) {
+            wgmma_wait<0>();
+            keep_colours(rgb);
         }
         this->end_chunk();
     }
 
-    /// Times the pixel's style of the next layer, in packed arithmetic: half of the instructions of float32's.
-    __device__ __forceinline__ void scale(uint32_t (&x)[16]) const
+    /// The next layer's styles of 16 channels.
+    __device__ __forceinline__ float4 styles_of(int quarter) const
     {
-        uint32_t weights[2][kStyles];
+        return of_record(Shape::kStyle + 2 * Shape::kStyleStep * (lane % 4 + 4 * quarter));
+    }
+
+    __device__ __forceinline__ void load_weights(uint32_t (&weights)[2][kStyles]) const
+    {
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
             const RowBlend<kStyles> blend = blend_of(row);
 #pragma unroll
             for (int k = 0; k < kStyles; ++k) weights[row][k] = pack_pair(blend.of[k], blend.of[k], T());
         }
+    }
+
+    /// 16 channels times the pixel's style of the next layer, in packed arithmetic: half of the instructions of
+    /// float32's.
+    __device__ __forceinline__ static void scale(uint32_t (&to)[4], const uint32_t* x,
+                                                 const uint32_t (&weights)[2][kStyles], const float4& v)
+    {
+        const uint32_t styles[2][2] = {{__float_as_uint(v.x), __float_as_uint(v.y)},
+                                       {__float_as_uint(v.z), __float_as_uint(v.w)}};  // [style][half of 8 channels]
 #pragma unroll
-        for (int q = 0; q < 4; ++q) {
-            const float4 v = of_record(Shape::kStyle + 2 * Shape::kStyleStep * (lane % 4 + 4 * q));
-            const uint32_t styles[2][2] = {
-                {__float_as_uint(v.x), __float_as_uint(v.y)},
-                {__float_as_uint(v.z), __float_as_uint(v.w)}};  // [style][half of 8 channels]
+        for (int half = 0; half < 2; ++half) {
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {
-#pragma unroll
-                for (int row = 0; row < 2; ++row) {
-                    const uint32_t style =
-                        fma_pair<T>(styles[1][half], weights[row][1], mul_pair<T>(styles[0][half], weights[row][0]));
-                    uint32_t& pair = x[4 * q + 2 * half + row];
-                    pair = mul_pair<T>(pair, style);
-                }
+            for (int row = 0; row < 2; ++row) {
+                const uint32_t style =
+                    fma_pair<T>(styles[1][half], weights[row][1], mul_pair<T>(styles[0][half], weights[row][0]));
+                to[2 * half + row] = mul_pair<T>(x[2 * half + row], style);
             }
         }
     }

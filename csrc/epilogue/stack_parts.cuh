@@ -25,9 +25,11 @@ struct StackParts : StackPixels {
     {
     }
 
-    __device__ __forceinline__ BarrierPhase record_phase() const
+    /// ahead: of the record so many after that in hand.
+    __device__ __forceinline__ BarrierPhase record_phase(int ahead = 0) const
     {
-        return {bars.record_full + 8 * (chunks % Shape::kRecords), chunks / Shape::kRecords & 1};
+        const uint32_t number = chunks + ahead;
+        return {bars.record_full + 8 * (number % Shape::kRecords), number / Shape::kRecords & 1};
     }
 
     __device__ __forceinline__ void wait_for_record() const
@@ -135,6 +137,12 @@ struct StackParts : StackPixels {
     /// instructions, it made the tail longer than the other warpgroup's products.
     __device__ __forceinline__ void add_colours(float (&rgb)[4], const uint32_t* q)
     {
+        send_colours(rgb, q);
+        wgmma_wait<0>();
+    }
+
+    __device__ __forceinline__ void send_colours(float (&rgb)[4], const uint32_t* q)
+    {
         const uint32_t weights = descriptor_start(record() + Shape::kRgb, Shape::kRgbStep);
         wgmma_fence();
 #pragma unroll
@@ -143,7 +151,6 @@ struct StackParts : StackPixels {
             wgmma_narrow<T>(rgb, f[0], f[1], f[2], f[3], narrow_descriptor(weights + (s * 2 * Shape::kRgbStep >> 4)));
         }
         wgmma_commit();
-        wgmma_wait<0>();
     }
 };
 

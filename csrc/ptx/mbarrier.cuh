@@ -35,6 +35,22 @@ struct BarrierPhase {
     uint32_t barrier, parity;
 };
 
+/// Whether the phase has ended. The answer takes long: ask early.
+__device__ __forceinline__ uint32_t mbarrier_test(const BarrierPhase& of)
+{
+    uint32_t ended;
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, done;\n"
+        "}"
+        : "=r"(ended)
+        : "r"(of.barrier), "r"(of.parity)
+        : "memory");
+    return ended;
+}
+
 /// Wait for three, asked together: an answer takes long where others fill shared memory's queue.
 __device__ __forceinline__ void mbarrier_wait_all(const BarrierPhase& a, const BarrierPhase& b, const BarrierPhase& c)
 {

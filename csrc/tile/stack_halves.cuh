@@ -79,17 +79,19 @@ struct StackHalves : StackTurns<Tail> {
         if (kLast && keep) reload(kRegisterSlabs - 2, kRegisterSlabs - 2);
     }
 
+    uint32_t asked = 0;  // whether what the next half of a full layer waits for first has come
+
     /// The same for a layer whose input fills every position. Between the end of one group of products and the end of
     /// the next is time for little but to send another: whatever waits in the queue of shared memory, where the other
     /// warpgroup's roots are too, is done before the turn as far as can be.
     template <bool kLast>
-    __device__ __forceinline__ void full_products(int reloads, bool keep)
+    __device__ __forceinline__ void full_products(int reloads, bool keep, typename Tail::Ahead& tail, int source)
     {
         constexpr int kPairs = kRegisterSlabs / 2;
         const uint32_t first = __shfl_sync(~0u, at.slot(), 0);
         auto ahead = at;  // two slots ahead of the products
         ahead.advance();
-        mbarrier_wait_all(this->full_phase(at), this->full_phase(ahead), this->record_phase());
+        if (!asked) mbarrier_wait_all(this->full_phase(at), this->full_phase(ahead), this->record_phase());
         ahead.advance();
         this->wait_for_turn();
 #pragma unroll
@@ -116,7 +118,10 @@ struct StackHalves : StackTurns<Tail> {
             send_slab(2 * pair + 1, b + Tail::kHalfSlab);
             if (pair == kPairs - 1) this->send_forms();
             wgmma_commit();
-            if (pair == kPairs - 1) this->pass_turn();
+            if (pair == kPairs - 1) {
+                this->pass_turn();
+                this->load_ahead(tail, source);
+            }
             if (kLast && pair > 0) {  // the products of the pair before have ended
 #pragma unroll
                 for (int i = 2 * pair - 2; i < 2 * pair; ++i) {
@@ -128,6 +133,10 @@ struct StackHalves : StackTurns<Tail> {
         wgmma_wait<0>();
         release(at.slot());
         at.advance();
+        auto next = at;
+        next.advance();
+        asked = mbarrier_test(this->full_phase(at)) & mbarrier_test(this->full_phase(next)) &
+                mbarrier_test(this->record_phase(1));
         if (kLast && keep) reload(kRegisterSlabs - 2, kRegisterSlabs - 2);
     }
 
@@ -137,22 +146,26 @@ struct StackHalves : StackTurns<Tail> {
         const StackLayer& l = p.layers[index];
         const bool keep = index + 1 < p.depth;
         const int last = kHalves * (l.chunks - 1);
+        if constexpr (!kFull) asked = 0;
         const int source = lane - lane % 4 + 2 * (index % 2);
+        typename Tail::Ahead tail;
 #pragma unroll 1
         for (int half = 0; half <= last; ++half) {
             if constexpr (kFull) {
-                full_products<false>(0, false);
+                full_products<false>(0, false, tail, source);
             } else {
                 products<false>(l.positions, 0, false);
+                this->load_ahead(tail, source);
             }
-            this->template finish_half<-1, false>(half < last ? half : kRegisterSlabs - 2, l, keep, source);
+            this->template finish_half<-1, false>(half < last ? half : kRegisterSlabs - 2, l, keep, source, tail);
         }
         if constexpr (kFull) {
-            full_products<true>(keep ? last : 0, keep);
+            full_products<true>(keep ? last : 0, keep, tail, source);
         } else {
             products<true>(l.positions, keep ? last : 0, keep);
+            this->load_ahead(tail, source);
         }
-        this->template finish_half<-1, true>(0, l, keep, source);
+        this->template finish_half<-1, true>(0, l, keep, source, tail);
     }
 
     /// By chunks: in halves its streamed input would come twice as often.
@@ -161,23 +174,25 @@ struct StackHalves : StackTurns<Tail> {
         const StackLayer& l = p.layers[0];
         const bool keep = p.depth > 1;
         const int source = lane - lane % 4, last = l.chunks - 1;
+        const typename Tail::Ahead tail{};  // not for layer 0
         this->make_input();
 #pragma unroll 1
         for (int chunk = 0; chunk <= last; ++chunk) {
             if (chunk > 0) {
-                this->template finish_half<0, false>(2 * chunk - 2, l, keep, source);
-                this->template finish_half<1, false>(2 * chunk - 1, l, keep, source);
+                this->template finish_half<0, false>(2 * chunk - 2, l, keep, source, tail);
+                this->template finish_half<1, false>(2 * chunk - 1, l, keep, source, tail);
             }
 #pragma unroll
             for (int j = 0; j < 64; ++j) start_from_zero(acc[j]);
             this->first_products();
         }
-        this->template finish_half<0, true>(0, l, keep, source);
-        this->template finish_half<1, true>(0, l, keep, source);
+        this->template finish_half<0, true>(0, l, keep, source, tail);
+        this->template finish_half<1, true>(0, l, keep, source, tail);
 #pragma unroll
         for (int i = 0; i < kRegisterSlabs - 2; ++i) {
             if (keep && i < 2 * last) reload(i, i);
         }
+        asked = 0;
     }
 
     __device__ __forceinline__ void next_layer(int index)
