@@ -6,6 +6,8 @@ from a quadratic form in its blend's weights. Forward only, as `cuda_onchip`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,9 @@ from .encoding import OWN, Encoding, cut_noise, tiles
 from .spec import StackInputs, StackSpec
 
 MAX_STYLES = 2
-_TILE_PIXELS = 65536  # times images: of inputs scaled by their styles, 128 MB at 1,024 channels
+# waves of all multiprocessors in a launch, at most: inputs scaled by their styles take 138 MB at 512 channels on 132 of them
+_TILE_WAVES = 8
+_UNIT = 256  # pixels that two multiprocessors work on together
 
 
 def why_not(inputs: StackInputs, spec: StackSpec, dtype: torch.dtype) -> str | None:
@@ -75,6 +79,18 @@ def prepare(inputs: StackInputs, spec: StackSpec, dtype: torch.dtype, e: Encodin
     return Prepared(plan, slabs, records, fourier, rgb_bias, None, spec.eps if spec.demodulate else 1.0)
 
 
+def tile_pixels(batch: int, wave: int, waves: int) -> int:
+    """Pixels of each of `batch` images in one launch: of half of `waves` waves of `wave` units to all of them, as many as fill
+    the last wave best, or one unit."""
+    units = range(max(1, waves * wave // 2 // batch), max(1, waves * wave // batch) + 1)
+    return _UNIT * min(units, key=lambda count: -(-count * batch // wave) / (count * batch))
+
+
+def _tiles(pixels: int, batch: int, rgb: Tensor) -> Iterator[tuple[int, int]]:
+    """(first pixel, pixels) of each launch."""
+    return tiles(pixels, tile_pixels(batch, cuda_onchip.wave(rgb.device.index) // _UNIT, _TILE_WAVES))
+
+
 def _blend(inputs: StackInputs, first: int, count: int) -> Tensor:
     return inputs.blend.narrow(-2, first, count).float().contiguous()
 
@@ -90,7 +106,7 @@ def forward(inputs: StackInputs, spec: StackSpec, rgb: Tensor) -> None:
     x, batch = inputs.x, inputs.batch
     prepared, styles = prepare(inputs, spec, x.dtype), _input_styles(inputs, spec)
     width = x.shape[2]
-    for first, count in tiles(inputs.pixels, max(256, _TILE_PIXELS // batch)):
+    for first, count in _tiles(inputs.pixels, batch, rgb):
         blend = _blend(inputs, first, count)
         scaled = x.new_zeros((batch, count, -(-width // 64) * 64))
         # not a matrix product, which may round to TF32
@@ -109,7 +125,7 @@ def synthesis(e: Encoding, dtype: torch.dtype, inputs: StackInputs, spec: StackS
     """The RGB sums of every point of an encoding, into `rgb` `[B, P, C]`: memory beyond it does not grow with them."""
     prepared = prepare(inputs, spec, dtype, e)
     of_table = _input_styles(inputs, spec)[:, :, e.fourier_weight.shape[0] :].float()
-    for first, count in tiles(e.pixels, max(256, _TILE_PIXELS // inputs.batch)):
+    for first, count in _tiles(e.pixels, inputs.batch, rgb):
         coords = None if e.coords is None else e.coords.narrow(-2, first, count).float().contiguous()
         places = Places(coords, (0, 0) if e.size is None else e.size, first)
         blend = _blend(inputs, first, count)

@@ -190,7 +190,7 @@ def test_points_have_the_bits_of_the_image(monkeypatch: pytest.MonkeyPatch) -> N
     chosen = torch.randperm(480, generator=torch.Generator().manual_seed(0)).cuda()[:129]
     some = case.map(lambda name, t: t[:, chosen] if name == "blend" else t)
     assert torch.equal(colours(some, encoded((24, 20), (512, 512), torch.bfloat16, coords=everywhere[chosen])), image[:, chosen])
-    monkeypatch.setattr(cuda_blend, "_TILE_PIXELS", 0)  # tiles of 256
+    monkeypatch.setattr(cuda_blend, "_TILE_WAVES", 0)  # tiles of 256
     assert torch.equal(colours(case, e), image)
 
 
@@ -215,6 +215,23 @@ def refused(count: int, spec: StackSpec) -> str | None:
         blend = torch.zeros(5, count)
 
     return cuda_blend.why_not(Call, spec, torch.bfloat16)
+
+
+@pytest.mark.parametrize("wave", [7, 57, 66])
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 16, 17, 32, 64, 1000])
+def test_launches_fill_their_waves(batch: int, wave: int) -> None:
+    """No other number of whole units, from half to all of eight waves, leaves less of its last wave empty."""
+    pixels = cuda_blend.tile_pixels(batch, wave, 8)
+    assert pixels % 256 == 0
+
+    def full(units: int) -> float:
+        return units / (-(-units // wave) * wave)
+
+    others = [count * batch for count in range(1, 8 * wave + 1) if 4 * wave <= count * batch <= 8 * wave]
+    found = pixels // 256 * batch
+    assert found <= max(8 * wave, batch)
+    assert not others or full(found) >= max(map(full, others))
+    assert cuda_blend.tile_pixels(batch, wave, 0) == 256
 
 
 def test_says_why_not() -> None:
