@@ -9,12 +9,6 @@ namespace py = pybind11;
 namespace cips {
 namespace {
 
-template <typename T>
-T* pointer(uintptr_t address)
-{
-    return reinterpret_cast<T*>(address);
-}
-
 void pack(const ChainPlan& plan, uintptr_t weights, uintptr_t styles, int64_t style_stride, uintptr_t slabs,
           uintptr_t records, const std::string& dtype, float eps, float gain, bool demodulate, int device,
           uintptr_t stream)

@@ -19,12 +19,6 @@ namespace {
 using BlockTuple = std::tuple<int64_t, int64_t, int64_t>;
 using MatrixTuple = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>;
 
-template <typename T>
-T* pointer(uintptr_t address)
-{
-    return reinterpret_cast<T*>(address);
-}
-
 std::vector<StackMatrix> matrices(const std::vector<MatrixTuple>& tuples)
 {
     std::vector<StackMatrix> result;

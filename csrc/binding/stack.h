@@ -3,6 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <cstdint>
 #include <string>
 
 #include "launch/modulate.h"
@@ -11,6 +12,13 @@ namespace cips {
 
 /// float32, float16 or bfloat16; throws std::invalid_argument for another name.
 DType parse_dtype(const std::string& name);
+
+/// An address as Python has it.
+template <typename T>
+T* pointer(uintptr_t address)
+{
+    return reinterpret_cast<T*>(address);
+}
 
 void bind_stack(pybind11::module_& module);
 void bind_chain(pybind11::module_& module);

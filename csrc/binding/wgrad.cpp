@@ -13,12 +13,6 @@ namespace py = pybind11;
 namespace cips {
 namespace {
 
-template <typename T>
-T* pointer(uintptr_t address)
-{
-    return reinterpret_cast<T*>(address);
-}
-
 /// u, its planes, out_features; x, its planes, plane and row stride in bytes, in_features; row_stride, fragments, scale
 using RunTuple =
     std::tuple<uintptr_t, int64_t, int64_t, uintptr_t, int64_t, int64_t, int64_t, int64_t, int64_t, bool, float>;
