@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .cuda import _DTYPES, _load
+from .cuda_onchip import _stream
 from .packing import Packing
 from .spec import StackSpec
 from .wgrad_plan import Matrix, deal
@@ -133,7 +134,7 @@ def wgrad(
             pixels=pixels,
             dtype=_DTYPES[dtype],
             device=device.index,
-            stream=torch.cuda.current_stream(device).cuda_stream,
+            stream=_stream(device),
         )
 
 

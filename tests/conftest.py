@@ -31,3 +31,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture
+def served(request: pytest.FixtureRequest) -> None:
+    """Skips a `gpu` test with the `cuda` backend's own reason where the device is not one of csrc's."""
+    from cips_kernels import cuda
+
+    if torch.cuda.is_available() and "gpu" in request.keywords:
+        ok, reason = cuda.available()
+        if not ok:
+            pytest.skip(reason)

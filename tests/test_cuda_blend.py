@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cips_kernels import Encoding, cuda, cuda_blend, encoding, functional, reference
+from cips_kernels import Encoding, cuda_blend, encoding, functional, reference
 from cips_kernels.spec import StackSpec
 from cips_kernels.testing import StackCase, assert_close_as_eager, poisoned_empty, random_stack
 
@@ -26,13 +26,7 @@ STACKS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def served(request: pytest.FixtureRequest) -> None:
-    """Skip with the backend's own reason where the device is not one of csrc's."""
-    if torch.cuda.is_available() and "gpu" in request.keywords:
-        ok, reason = cuda.available()
-        if not ok:
-            pytest.skip(reason)
+pytestmark = pytest.mark.usefixtures("served")
 
 
 def groups(case: StackCase) -> tuple:

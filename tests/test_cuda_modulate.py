@@ -33,13 +33,7 @@ STACKS = {
 BATCHES = [1, 3, 16]
 
 
-@pytest.fixture(autouse=True)
-def served(request: pytest.FixtureRequest) -> None:
-    """Skip with the backend's own reason where the device is not one of csrc's."""
-    if torch.cuda.is_available() and "gpu" in request.keywords:
-        ok, reason = cuda.available()
-        if not ok:
-            pytest.skip(reason)
+pytestmark = pytest.mark.usefixtures("served")
 
 
 @dataclass

@@ -12,7 +12,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 
 from cips_kernels import (
-    cuda,
     cuda_onchip,
     cuda_saved,
     cuda_stack,
@@ -37,13 +36,7 @@ STACKS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def served(request: pytest.FixtureRequest) -> None:
-    """Skip with the backend's own reason where the device is not one of csrc's."""
-    if torch.cuda.is_available() and "gpu" in request.keywords:
-        ok, reason = cuda.available()
-        if not ok:
-            pytest.skip(reason)
+pytestmark = pytest.mark.usefixtures("served")
 
 
 def make(stack: str, **options) -> StackCase:

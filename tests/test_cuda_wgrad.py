@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cips_kernels import cuda, cuda_wgrad
+from cips_kernels import cuda_wgrad
 from cips_kernels.packing import ROW_MULTIPLE
 from cips_kernels.spec import StackSpec
 from cips_kernels.testing import poisoned_empty
@@ -21,13 +21,7 @@ STACKS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def served(request: pytest.FixtureRequest) -> None:
-    """Skip with the backend's own reason where the device is not one of csrc's."""
-    if torch.cuda.is_available() and "gpu" in request.keywords:
-        ok, reason = cuda.available()
-        if not ok:
-            pytest.skip(reason)
+pytestmark = pytest.mark.usefixtures("served")
 
 
 def whole_numbers(*shape: int, seed: int, most: int = 3) -> Tensor:
