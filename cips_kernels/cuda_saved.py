@@ -9,7 +9,7 @@ from . import cuda_onchip
 from .spec import StackSaved, StackSpec
 
 CHUNK = 128  # channels that a consumer computes at a time
-TILE_PIXELS = 64  # of one consumer; units of work have four
+UNIT_PIXELS = 256  # that two multiprocessors work on together
 
 
 def why_not(spec: StackSpec, dtype: torch.dtype) -> str | None:
@@ -31,12 +31,16 @@ def serves(spec: StackSpec, dtype: torch.dtype, want_features: bool) -> bool:
     return bool(spec.depth and spec.rgb_after) and not want_features and why_not(spec, dtype) is None
 
 
+def padded(pixels: int) -> int:
+    """Pixels in whole units of work."""
+    return -(-pixels // UNIT_PIXELS) * UNIT_PIXELS
+
+
 def empty_saved(x: Tensor, spec: StackSpec, batch: int) -> StackSaved:
     """Uninitialised: for features every layer's output `[B, P, W]`, one after the other in one flat tensor, for activations
     nothing, and for modulated weights the signs, int32."""
     pixels, widths = x.shape[1], spec.widths[1:]
-    units = batch * -(-pixels // (4 * TILE_PIXELS)) * 4
-    words = units * sum(-(-width // CHUNK) for width in widths) * CHUNK * TILE_PIXELS // 32
+    words = batch * padded(pixels) * sum(-(-width // CHUNK) for width in widths) * CHUNK // 32
     return StackSaved(
         x.new_empty(batch * pixels * sum(widths)), x.new_empty(0), x.new_empty(words, dtype=torch.int32)
     )

@@ -18,7 +18,7 @@ from torch import Tensor
 from . import cuda_onchip, cuda_wgrad
 from .cuda import _DTYPES, _load
 from .cuda_onchip import Prepared, _stream
-from .cuda_saved import CHUNK, TILE_PIXELS, empty_saved
+from .cuda_saved import CHUNK, UNIT_PIXELS, empty_saved, padded
 from .packing import Packing, pack
 from .recompute import parts
 from .spec import Needs, StackGrads, StackInputs, StackSaved, StackSpec, empty_like_layout
@@ -103,11 +103,6 @@ def _bias_places(spec: StackSpec, device: torch.device) -> Tensor:
     return places.to(device)
 
 
-def _padded(pixels: int) -> int:
-    """Pixels in whole units of the chain's work."""
-    return -(-pixels // cuda_wgrad.UNIT_PIXELS) * cuda_wgrad.UNIT_PIXELS
-
-
 class _Chain:
     """The state of one backward call."""
 
@@ -139,7 +134,7 @@ class _Chain:
             images * count * sum(spec.widths[2:]), dtype=self.dtype, device=self.device
         )
         self.colours = torch.empty(
-            images * _padded(count) * cuda_wgrad.COLOUR_COLUMNS if needs.weights else 0,
+            images * padded(count) * cuda_wgrad.COLOUR_COLUMNS if needs.weights else 0,
             dtype=self.dtype,
             device=self.device,
         )
@@ -162,13 +157,13 @@ class _Chain:
     def _launch(self, image: int, images: int, pixel: int, count: int) -> None:
         batch, pixels = self.inputs.batch, self.inputs.pixels
         signs = self.signs.view(batch, -1)[image]  # where pixels are cut, the part is of one image
-        words = signs.numel() // -(-pixels // (4 * TILE_PIXELS))  # of a unit's pixels
+        words = signs.numel() // (padded(pixels) // UNIT_PIXELS)  # of a unit's pixels
         _load().chain_backward(
             self.prepared.plan,
             slabs=self.prepared.slabs[image].data_ptr(),
             records=self.prepared.records[image].data_ptr(),
             drgb=self.drgb[image, pixel].data_ptr(),
-            signs=signs[pixel // (4 * TILE_PIXELS) * words :].data_ptr(),
+            signs=signs[pixel // UNIT_PIXELS * words :].data_ptr(),
             first=self.first[image, pixel].data_ptr(),
             u=self.workspace.data_ptr(),
             colours=0 if self.grad_mods is None else self.colours.data_ptr(),
@@ -202,7 +197,7 @@ class _Chain:
             layers.layer_wgrad(u[0], x[0], out, fragment_u=True, scale=scale)
         if runs:
             columns = cuda_wgrad.COLOUR_COLUMNS
-            colours = self.colours[: images * _padded(count) * columns].view(images, -1, columns)
+            colours = self.colours[: images * padded(count) * columns].view(images, -1, columns)
             cuda_wgrad.wgrad(runs, packing, self.spec, flat, colours, self.fold, place)
         if pixel > 0:
             depth = self.spec.depth

@@ -22,7 +22,6 @@ from .spec import StackSpec
 from .wgrad_plan import Matrix, deal
 
 COLOUR_COLUMNS = 8  # of the colours' gradients as an operand, csrc/tile/stack_train.h
-UNIT_PIXELS = 256  # rows of that operand come in whole units of the chain
 
 _ITEM, _SUM = struct.Struct("<12iqq"), struct.Struct("<6iq")
 
@@ -102,7 +101,7 @@ def wgrad(
         runs: of the same images and pixels; `usable`.
         packing: where the matrices lie in `n`.
         n: float32, flat.
-        colours: `[images, P padded, 8]`, the operand that `chain_backward` leaves.
+        colours: `[images, cuda_saved.padded(P), 8]`, the operand that `chain_backward` leaves.
         colour_scale: factor of the ToRGBs' sums.
         image: the first image's number among those of `packing`.
     """

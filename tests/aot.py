@@ -138,11 +138,11 @@ def run_stack(
 
 
 def run_wgrads(depth: int, width: int, pixels: int, dtype: torch.dtype) -> None:
-    """The weight gradients of rows in fragment order."""
+    """The weight gradients of gradients in fragment order."""
     from cips_kernels.triton import layers
 
     rows = torch.zeros(depth, 2, pixels, width, dtype=dtype)
-    order = {"fragment_u": True, "fragment_x": True, "scale": 0.5}
+    order = {"fragment_u": True, "scale": 0.5}
     out = torch.zeros(2 * depth * width * width)
     layers.layer_wgrad(rows[0], rows[0], out[: 2 * width * width].view(2, width, width), **order)
     table = torch.tensor([[0, width, 0, width]] * depth)

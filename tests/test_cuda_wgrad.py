@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cips_kernels import cuda_wgrad
+from cips_kernels import cuda_saved, cuda_wgrad
 from cips_kernels.packing import ROW_MULTIPLE
 from cips_kernels.spec import StackSpec
 from cips_kernels.testing import poisoned_empty
@@ -55,8 +55,7 @@ def check(stack: str, images: int, pixels: int, shared: bool = False, channels: 
         whole_numbers(1 if shared and k == 0 else images, pixels, i, seed=50 + k) for k, i in enumerate(widths[:-1])
     ]
     drgb = whole_numbers(images, pixels, channels, seed=99)
-    padded = -(-pixels // cuda_wgrad.UNIT_PIXELS) * cuda_wgrad.UNIT_PIXELS
-    colours = torch.zeros(images, padded, cuda_wgrad.COLOUR_COLUMNS, dtype=torch.float64)
+    colours = torch.zeros(images, cuda_saved.padded(pixels), cuda_wgrad.COLOUR_COLUMNS, dtype=torch.float64)
     rest = whole_numbers(images, pixels, channels, seed=98, most=1)  # stands for what rounding left
     colours[:, :pixels, :channels], colours[:, :pixels, 3 : 3 + channels] = drgb - rest, rest
     n = torch.full((packing.mod_numel,), float("nan"), device="cuda")

@@ -10,7 +10,7 @@ from .fragment import natural
 def modfc_wgrad_descriptor_kernel(
     u_desc, x_desc, x_step, n_ptr, stride_ns, stride_nb, stride_no,
     pixels, in_features, out_features, splits, pixels_per_split, scale,
-    FRAGMENT_O: tl.constexpr, FRAGMENT_I: tl.constexpr,
+    FRAGMENT_O: tl.constexpr,
     BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """`n[split, b] = scale u^T x` over the split's pixels; what lies past the image is read as zero."""
@@ -31,6 +31,6 @@ def modfc_wgrad_descriptor_kernel(
     offs_i = tile_i * BLOCK_I + tl.arange(0, BLOCK_I)
     n_tile = n_ptr + split.to(tl.int64) * stride_ns + image.to(tl.int64) * stride_nb
     inside = (offs_o < out_features)[:, None] & (offs_i < in_features)[None, :]
-    offs_o, offs_i = natural(offs_o, FRAGMENT_O), natural(offs_i, FRAGMENT_I)
+    offs_o = natural(offs_o, FRAGMENT_O)
     n_tile += offs_o.to(tl.int64)[:, None] * stride_no + offs_i[None, :]
     tl.store(n_tile, acc * scale, mask=inside)

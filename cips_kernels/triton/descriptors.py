@@ -107,9 +107,8 @@ def dgrad(
 
 
 def wgrad(
-    u: Tensor, x: Tensor, target: Tensor, tile: Tile, splits: int, per_split: int,
-    fragment_u: bool, fragment_x: bool, scale: float,
-) -> None:  # fmt: skip
+    u: Tensor, x: Tensor, target: Tensor, tile: Tile, splits: int, per_split: int, fragment_u: bool, scale: float
+) -> None:
     """As the launch in `layers.layer_wgrad`, for operands that are `usable`."""
     batch, pixels, out_features = u.shape
     tiles = batch * triton.cdiv(out_features, tile.rows) * triton.cdiv(x.shape[2], tile.cols)
@@ -118,6 +117,6 @@ def wgrad(
     modfc_wgrad_descriptor_kernel[(tiles * splits,)](
         describe(u, tile.inner, tile.rows), describe(x, tile.inner, tile.cols), int(x.shape[0] > 1),
         target, target.stride(0), target.stride(1), target.stride(2),
-        pixels, x.shape[2], out_features, splits, per_split, scale, FRAGMENT_O=fragment_u, FRAGMENT_I=fragment_x,
+        pixels, x.shape[2], out_features, splits, per_split, scale, FRAGMENT_O=fragment_u,
         BLOCK_O=tile.rows, BLOCK_I=tile.cols, BLOCK_P=tile.inner, num_warps=tile.warps, num_stages=4,
     )  # fmt: skip

@@ -254,20 +254,17 @@ def layer_wgrad(
     out: Tensor,
     *,
     fragment_u: bool = False,
-    fragment_x: bool = False,
     scale: float = 1.0,
 ) -> None:
     """`N = scale u^T x` of each image into `out` `[B, O, I]` float32 (any strides); `x` may be shared (batch 1).
 
-    `fragment_u`, `fragment_x`: the channels of `u`, of `x` lie in fragment order (`fragment`); ValueError where they are
-    no multiple of 32. `out` is in natural order. Where pixels are split every part is scaled, in float32.
+    `fragment_u`: the channels of `u` lie in fragment order (`fragment`); ValueError where they are no multiple of 32. `out`
+    is in natural order. Where pixels are split every part is scaled, in float32.
     """
     batch, pixels, out_features = u.shape
     in_features = x.shape[2]
     if fragment_u:
         check_fragment(out_features, "u")
-    if fragment_x:
-        check_fragment(in_features, "x")
     arithmetic = Arithmetic.of(x)
     tile = wgrad_tile(out_features, in_features, pixels, x.dtype, x.device)
     tiles = batch * triton.cdiv(out_features, tile.rows) * triton.cdiv(in_features, tile.cols)
@@ -278,14 +275,14 @@ def layer_wgrad(
     if splits > 1:
         target = torch.empty((splits, batch, out_features, in_features), dtype=torch.float32, device=x.device)
     if descriptors.usable(u, x):
-        descriptors.wgrad(u, x, target, tile, splits, per_split, fragment_u, fragment_x, scale)
+        descriptors.wgrad(u, x, target, tile, splits, per_split, fragment_u, scale)
         return _add_splits(target, out)
     even = pixels % tile.inner == 0 and out_features % tile.rows == 0 and in_features % tile.cols == 0
     modfc_wgrad_kernel[(tiles * splits,)](
         u, _batch_stride(u, batch), u.stride(1), u.stride(2), x, _batch_stride(x, batch), x.stride(1), x.stride(2),
         target, target.stride(0), target.stride(1), target.stride(2),
         pixels, in_features, out_features, splits, per_split, scale,
-        PRECISION=arithmetic.precision, UPCAST=arithmetic.upcast, EVEN=even, FRAGMENT_O=fragment_u, FRAGMENT_I=fragment_x,
+        PRECISION=arithmetic.precision, UPCAST=arithmetic.upcast, EVEN=even, FRAGMENT_O=fragment_u,
         BLOCK_O=tile.rows, BLOCK_I=tile.cols, BLOCK_P=tile.inner, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     _add_splits(target, out)

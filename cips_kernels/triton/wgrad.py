@@ -18,12 +18,12 @@ def modfc_wgrad_kernel(
     n_ptr, stride_ns, stride_nb, stride_no,
     pixels, in_features, out_features, splits, pixels_per_split, scale,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr, EVEN: tl.constexpr,
-    FRAGMENT_O: tl.constexpr, FRAGMENT_I: tl.constexpr,
+    FRAGMENT_O: tl.constexpr,
     BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """`u` `[B, P, O]`, `x` `[B, P, I]` (any strides) -> `n[split, b]` `[O, I]` float32, times `scale`.
 
-    FRAGMENT_O, FRAGMENT_I: the channels of `u`, of `x` lie in fragment order; those of `n` never do.
+    FRAGMENT_O: the channels of `u` lie in fragment order; those of `n` never do.
     """
     pid = tl.program_id(0)
     tiles_i = tl.cdiv(in_features, BLOCK_I)
@@ -65,6 +65,6 @@ def modfc_wgrad_kernel(
         u_tile += step_u
         x_tile += step_x
     n_tile = n_ptr + split.to(tl.int64) * stride_ns + image * stride_nb
-    offs_o, offs_i = natural(offs_o, FRAGMENT_O), natural(offs_i, FRAGMENT_I)
+    offs_o = natural(offs_o, FRAGMENT_O)
     n_tile += offs_o.to(tl.int64)[:, None] * stride_no + offs_i[None, :]
     tl.store(n_tile, acc * scale, mask=inside_o[:, None] & inside_i[None, :])
