@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import cuda_onchip
 from .cuda import _DTYPES, _load
-from .cuda_onchip import MAX_CHANNELS, MAX_WIDTH, Places, Prepared
-from .encoding import OWN, Encoding, cut_noise, tiles
+from .cuda_onchip import LAUNCH_PIXELS, MAX_CHANNELS, MAX_WIDTH, Made, Places, Prepared
+from .encoding import Encoding, cut_noise, tiles
 from .spec import StackInputs, StackSpec
 
 MAX_STYLES = 2
-# waves of all multiprocessors in a launch, at most: inputs scaled by their styles take 138 MB at 512 channels on 132 of them
+# waves of all multiprocessors in a launch that looks a table up, at most: 138 MB at 512 channels on 132 of them
 _TILE_WAVES = 8
 _UNIT = 256  # pixels that two multiprocessors work on together
 
@@ -33,20 +34,15 @@ def why_not(inputs: StackInputs, spec: StackSpec, dtype: torch.dtype) -> str | N
     return cuda_onchip.why_not(spec, dtype)
 
 
-def why_not_encoding(e: Encoding) -> str | None:
-    """None if the kernel can make such an encoding, otherwise the reason."""
-    if e.lookup == OWN:
-        return "the table holds the points' own entries"
-    return cuda_onchip.why_not_encoding(e)
+why_not_encoding = cuda_onchip.why_not_encoding
 
 
 def prepare(inputs: StackInputs, spec: StackSpec, dtype: torch.dtype, e: Encoding | None = None) -> Prepared:
     """Tile the weights, and make what depends on the styles: demodulation forms, styles and colours of every half chunk."""
     batch, device = inputs.batch, inputs.weights.device
-    count = inputs.styles.shape[1]
     held = min(spec.widths[0], MAX_WIDTH) if e is None else e.fourier_weight.shape[0]
-    plan = cuda_onchip.make_plan(spec, batch, held, count)
-    styles = inputs.styles.contiguous()
+    plan = cuda_onchip.make_plan(spec, batch, held, MAX_STYLES)
+    styles = _both(inputs.styles, 1).contiguous()
     slabs = torch.empty(plan.slab_bytes, dtype=torch.uint8, device=device)  # c W, for all images
     records = torch.empty((batch, plan.record_bytes), dtype=torch.uint8, device=device)
     rgb_bias = torch.empty(MAX_CHANNELS, dtype=torch.float32, device=device)
@@ -91,14 +87,24 @@ def _tiles(pixels: int, batch: int, rgb: Tensor) -> Iterator[tuple[int, int]]:
     return tiles(pixels, tile_pixels(batch, cuda_onchip.wave(rgb.device.index) // _UNIT, _TILE_WAVES))
 
 
+def _both(t: Tensor, dim: int) -> Tensor:
+    """The same with a second style of zeros where there is but one."""
+    return t if t.shape[dim] == MAX_STYLES else torch.cat((t, torch.zeros_like(t)), dim)
+
+
 def _blend(inputs: StackInputs, first: int, count: int) -> Tensor:
-    return inputs.blend.narrow(-2, first, count).float().contiguous()
+    return _both(inputs.blend.narrow(-2, first, count), -1).float().contiguous()
 
 
 def _input_styles(inputs: StackInputs, spec: StackSpec) -> Tensor:
-    """Of layer 0: `[B, K, I]`."""
+    """Of layer 0: `[B, 2, I]`."""
     packing = spec.packing(inputs.batch)
-    return packing.style(inputs.styles, packing.layers[0])
+    return _both(packing.style(inputs.styles, packing.layers[0]), 1)
+
+
+def _row_styles(styles: Tensor, dtype: torch.dtype) -> Tensor:
+    """As the kernel reads them: `[B, 2, T]` of `dtype`, T a multiple of 8."""
+    return F.pad(styles, (0, -styles.shape[2] % 8)).to(dtype).contiguous()
 
 
 def forward(inputs: StackInputs, spec: StackSpec, rgb: Tensor) -> None:
@@ -106,17 +112,20 @@ def forward(inputs: StackInputs, spec: StackSpec, rgb: Tensor) -> None:
     x, batch = inputs.x, inputs.batch
     prepared, styles = prepare(inputs, spec, x.dtype), _input_styles(inputs, spec)
     width = x.shape[2]
+    held = min(width, MAX_WIDTH)
+    row_styles = _row_styles(styles[:, :, held:], x.dtype) if width > held else None
     for first, count in _tiles(inputs.pixels, batch, rgb):
         blend = _blend(inputs, first, count)
-        scaled = x.new_zeros((batch, count, -(-width // 64) * 64))
+        rows = x.new_zeros((batch, count, -(-width // 64) * 64))
         # not a matrix product, which may round to TF32
-        style = sum(blend[..., k, None] * styles[:, None, k] for k in range(styles.shape[1]))
-        torch.mul(x.narrow(1, first, count), style, out=scaled[:, :, :width])
+        style = sum(blend[..., k, None] * styles[:, None, k, :held] for k in range(MAX_STYLES))
+        torch.mul(x[:, first : first + count, :held], style, out=rows[:, :, :held])
+        rows[:, :, held:width] = x[:, first : first + count, held:]
         coords = None if inputs.coords is None else inputs.coords.narrow(-2, first, count).contiguous()
         cut = inputs._replace(noise=cuda_onchip.adjacent(cut_noise(inputs.noise, first, count)))
-        streamed = scaled[:, :, MAX_WIDTH:width] if width > MAX_WIDTH else None
+        made = Made(rows[:, :, held:width], row_styles) if width > held else None
         places = Places(coords, (0, 0), first)
-        cuda_onchip.launch(prepared, cut, spec, x.dtype, scaled, streamed, places, rgb.narrow(1, first, count), blend)
+        cuda_onchip.launch(prepared, cut, spec, x.dtype, rows, None, places, rgb.narrow(1, first, count), blend, made=made)
     if inputs.skip is not None:
         rgb += inputs.skip
 
@@ -124,12 +133,14 @@ def forward(inputs: StackInputs, spec: StackSpec, rgb: Tensor) -> None:
 def synthesis(e: Encoding, dtype: torch.dtype, inputs: StackInputs, spec: StackSpec, rgb: Tensor) -> None:
     """The RGB sums of every point of an encoding, into `rgb` `[B, P, C]`: memory beyond it does not grow with them."""
     prepared = prepare(inputs, spec, dtype, e)
-    of_table = _input_styles(inputs, spec)[:, :, e.fourier_weight.shape[0] :].float()
-    for first, count in _tiles(e.pixels, inputs.batch, rgb):
+    row_styles = _row_styles(_input_styles(inputs, spec)[:, :, e.fourier_weight.shape[0] :], dtype)
+    whole = e.table is None or cuda_onchip.as_it_lies(e, dtype)
+    for first, count in tiles(e.pixels, LAUNCH_PIXELS) if whole else _tiles(e.pixels, inputs.batch, rgb):
         coords = None if e.coords is None else e.coords.narrow(-2, first, count).float().contiguous()
         places = Places(coords, (0, 0) if e.size is None else e.size, first)
-        blend = _blend(inputs, first, count)
-        streamed = None if e.table is None else cuda_onchip.lookup(e, dtype, places, count, blend, of_table.contiguous())
+        rows = cuda_onchip.embeddings(e, dtype, places, first, count)
         cut = inputs._replace(noise=cuda_onchip.adjacent(cut_noise(inputs.noise, first, count)))
-        cuda_onchip.launch(prepared, cut, spec, dtype, None, streamed, places, rgb.narrow(1, first, count), blend)
-        del streamed  # before the next is made
+        made = None if rows is None else Made(rows, row_styles)
+        blend = _blend(inputs, first, count)
+        cuda_onchip.launch(prepared, cut, spec, dtype, None, None, places, rgb.narrow(1, first, count), blend, made=made)
+        del rows, made  # before the next is made

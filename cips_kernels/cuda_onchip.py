@@ -22,6 +22,7 @@ MAX_LAYERS = 64
 MAX_RGBS = 24
 MAX_CHANNELS = 3
 _COPY_PIXELS = 65536  # of a copy of the input, where its layout needs one: 128 MB at 1,024 channels
+LAUNCH_PIXELS = 1 << 22  # of a launch, at most: 34 MB of coordinates or of a blend's weights, where they have to be converted
 _TILE_WAVES = 4  # waves of all multiprocessors in a tile of embeddings: 69 MB at 512 channels on 132 of them
 
 
@@ -35,6 +36,14 @@ class Prepared(NamedTuple):
     rgb_bias: Tensor
     kept: Tensor | None  # memory for the inputs of residual blocks, 17 MB on 132 multiprocessors
     eps: float = 0.0  # of the demodulation of blends, whose slabs are not modulated
+
+
+class Made(NamedTuple):
+    """Rows of the first layer's streamed input that the kernel makes itself, a multiprocessor's next ones while it works."""
+
+    source: Tensor  # of blends the rows, `[1 or B, P, T]` of 16-bit values; otherwise a float32 table `[S_h, S_w, T]`
+    styles: Tensor | None = None  # of blends, which a pixel's row is multiplied with: `[B, 2, T]`, rows of whole 8 channels
+    exact: bool = False  # of a table, whether -1 and +1 are the centres of its border entries
 
 
 class Places(NamedTuple):
@@ -161,14 +170,16 @@ def launch(
     rgb: Tensor,
     blend: Tensor | None = None,
     saved: StackSaved | None = None,
+    made: Made | None = None,
 ) -> None:
     """The RGB sums `[B, P, C]` (float32, any strides) of the pixels of `rgb`.
 
     `held`: `[B or 1, P, I]`, of which the first 512 channels go to registers, or None for Fourier features; `streamed`:
-    `[B or 1, P, T]`, the channels after those. Given noise is of the same pixels. `blend`: contiguous float32 `[P, K]` or
-    `[B, P, K]`; then `held` and `streamed` come times the pixel's style. `saved`: what training keeps of these
-    pixels, to be filled.
+    `[B or 1, P, T]`, the channels after those, or `made`. Given noise is of the same pixels. `blend`: contiguous float32
+    `[P, 2]` or `[B, P, 2]`; then `held` comes times the pixel's style. `saved`: what training keeps of these pixels, to be
+    filled.
     """
+    memory = None if made is None else _made_memory(made, dtype, rgb.device)
     noise, coords = inputs.noise, places.coords
     mode = _noise_mode(inputs, held is None)
     outputs = saved and saved.features
@@ -185,6 +196,7 @@ def launch(
         x_strides=_strides(held),
         streamed=_address(streamed),
         streamed_strides=_strides(streamed),
+        made=_made_values(made, memory),
         coords=_address(coords),
         coords_batch_stride=coords.stride(0) if coords is not None and coords.dim() == 3 else 0,
         grid=places.grid,
@@ -208,6 +220,20 @@ def launch(
         device=rgb.device.index,
         stream=_stream(rgb.device),
     )
+
+
+def _made_memory(made: Made, dtype: torch.dtype, device: torch.device) -> Tensor:
+    size = _load().stack_made_bytes(made.source.shape[2], _DTYPES[dtype], device.index)
+    return torch.empty(size, dtype=torch.uint8, device=device)
+
+
+def _made_values(made: Made | None, memory: Tensor | None) -> tuple:
+    if made is None:
+        return 0, 0, 0, 0, 0, 0, 0, False
+    source, addresses = made.source, (memory.data_ptr(), made.source.data_ptr())
+    if made.styles is None:
+        return *addresses, 0, source.stride(1) * source.itemsize, 0, source.shape[0], source.shape[1], made.exact
+    return *addresses, *_strides(source), made.styles.data_ptr(), 0, 0, False
 
 
 def _strides(t: Tensor | None) -> tuple[int, int]:
@@ -248,23 +274,11 @@ def forward(inputs: StackInputs, spec: StackSpec, rgb: Tensor, saved: StackSaved
         rgb += inputs.skip
 
 
-def lookup(
-    e: Encoding,
-    dtype: torch.dtype,
-    places: Places,
-    count: int,
-    blend: Tensor | None = None,
-    styles: Tensor | None = None,
-) -> Tensor:
-    """Embeddings `[1 or B, count, T]` of `dtype`, rows on 16 bytes: `encoding.table_lookup` in one launch.
-
-    With `blend` (contiguous float32 `[count, K]` or `[B, count, K]`) and `styles` (float32 `[B, K, T]`, channels side by side)
-    times each pixel's style.
-    """
+def lookup(e: Encoding, dtype: torch.dtype, places: Places, count: int) -> Tensor:
+    """Embeddings `[1 or B, count, T]` of `dtype`, rows on 16 bytes: `encoding.table_lookup` in one launch."""
     table = e.table.contiguous()
     rows, columns, features = table.shape
-    images = e.images if styles is None else styles.shape[0]
-    out = torch.empty((images, count, -(-features // 8) * 8), dtype=dtype, device=table.device)
+    out = torch.empty((e.images, count, -(-features // 8) * 8), dtype=dtype, device=table.device)
     coords = places.coords
     _load().table_lookup(
         table=table.data_ptr(),
@@ -280,20 +294,31 @@ def lookup(
         out=out.data_ptr(),
         out_dtype=_DTYPES[dtype],
         row_stride=out.stride(1),
-        images=images,
+        images=e.images,
         pixels=count,
-        blend=_address(blend),
-        blend_batch_stride=blend.stride(0) if blend is not None and blend.dim() == 3 else 0,
-        styles=_address(styles),
-        style_strides=(0, 0) if styles is None else styles.stride()[:2],
-        kinds=0 if styles is None else styles.shape[1],
         device=table.device.index,
         stream=_stream(table.device),
     )
     return out[:, :, :features]
 
 
-def _embeddings(e: Encoding, dtype: torch.dtype, places: Places, first: int, count: int) -> Tensor | None:
+def as_it_lies(e: Encoding, dtype: torch.dtype) -> bool:
+    """Whether the table's own entries are those of the pixels, as the kernel can read them."""
+    table = e.table
+    aligned = table.is_contiguous() and table.shape[2] % 8 == 0 and table.data_ptr() % 16 == 0
+    return e.on_table_grid and aligned and table.dtype == dtype
+
+
+def _looks_up(e: Encoding) -> bool:
+    """Whether the kernel can interpolate the table itself, see stack_forward."""
+    table, sides = e.table, (*e.table.shape[:2], *(e.size or ()))
+    aligned = table.is_contiguous() and table.shape[2] % 64 == 0 and table.data_ptr() % 16 == 0
+    small = max(sides) <= 2**23 and sides[0] * sides[1] < 2**30 and (e.size is None or e.pixels <= 2**31)
+    return not e.on_table_grid and table.dtype == torch.float32 and aligned and small
+
+
+def embeddings(e: Encoding, dtype: torch.dtype, places: Places, first: int, count: int) -> Tensor | None:
+    """The table's part of the encoding of some pixels, `[1 or B, count, T]` of `dtype`, rows on 16 bytes."""
     if e.table is None:
         return None
     if e.on_table_grid and e.table.is_contiguous() and e.table.shape[2] % 8 == 0:
@@ -311,18 +336,21 @@ def _embeddings(e: Encoding, dtype: torch.dtype, places: Places, first: int, cou
 def synthesis(e: Encoding, dtype: torch.dtype, inputs: StackInputs, spec: StackSpec, rgb: Tensor) -> None:
     """The RGB sums of every point of an encoding, into `rgb` `[B, P, C]`.
 
-    Embeddings are made a tile at a time: memory beyond the result does not grow with the number of pixels.
+    What the kernel does not look up itself is made a tile at a time: memory beyond the result does not grow with the number
+    of pixels.
     """
     prepared = prepare(inputs, spec, dtype, e)
-    tile = max(256, _TILE_WAVES * wave(rgb.device.index) // e.images)
-    for first, count in tiles(e.pixels, tile if e.table is not None else _COPY_PIXELS * 256):
+    made = Made(e.table, None, e.lookup == "exact") if e.table is not None and _looks_up(e) else None
+    whole = e.table is None or made is not None or as_it_lies(e, dtype)
+    tile = LAUNCH_PIXELS if whole else max(256, _TILE_WAVES * wave(rgb.device.index) // e.images)
+    for first, count in tiles(e.pixels, tile):
         coords = None if e.coords is None else e.coords.narrow(-2, first, count).float().contiguous()
         grid = (0, 0) if e.size is None else e.size
         # points come cut to the tile; a grid's pixels are told apart by their number
         places = Places(coords, grid, first)
-        streamed = _embeddings(e, dtype, places, first, count)
+        streamed = embeddings(e, dtype, places, first, count) if made is None else None
         cut = inputs._replace(noise=adjacent(cut_noise(inputs.noise, first, count)))
-        launch(prepared, cut, spec, dtype, None, streamed, places, rgb.narrow(1, first, count))
+        launch(prepared, cut, spec, dtype, None, streamed, places, rgb.narrow(1, first, count), made=made)
         del streamed  # before the next is made
 
 

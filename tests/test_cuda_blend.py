@@ -189,6 +189,23 @@ def test_points_have_the_bits_of_the_image(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("side", [5, 200, 301])
+@pytest.mark.parametrize("kinds", [1, 2])
+def test_rows_as_they_lie_are_those_of_a_tile(side: int, kinds: int) -> None:
+    """One launch over a 16-bit table in place, many units a multiprocessor, and tiles whose rows were copied before."""
+    e = encoded((side, side), (64, 136), torch.bfloat16, size=(side, side))
+    case = random_stack((200, 128, 64), (1,), batch=3, pixels=side * side, noise=4, device="cuda", dtype=torch.bfloat16, blended=kinds)
+    assert torch.equal(colours(case, e._replace(table=e.table.bfloat16())), colours(case, e))
+
+
+@pytest.mark.gpu
+def test_entries_of_the_points() -> None:
+    e = encoded((300, 1), (64, 136), torch.bfloat16, coords=points(300), lookup="own")
+    case = random_stack((200, 128, 64), (1,), batch=3, pixels=300, noise=4, device="cuda", dtype=torch.bfloat16, blended=2)
+    assert_close_as_eager("own", colours(case, e), truth(case, e, torch.bfloat16), truth(case, e, torch.float64))
+
+
+@pytest.mark.gpu
 def test_memory_does_not_grow_with_pixels() -> None:
     case = random_stack(*PAPER, batch=1, pixels=1, noise=4, device="cuda", dtype=torch.bfloat16, blended=2)
     peaks = []

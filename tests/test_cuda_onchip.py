@@ -266,8 +266,40 @@ def test_a_tile_a_patch_and_single_points_have_the_bits_of_the_image(table: tupl
     each = encoded(table, (512, 512), torch.bfloat16, coords=torch.stack((everywhere[order], everywhere[order.flip(0)])))
     found = colours(case, each)
     assert torch.equal(found[0], image[0, order]) and torch.equal(found[1], image[1, order.flip(0)])
-    monkeypatch.setattr(cuda_onchip, "wave", lambda _: 0)  # tiles of 256
-    assert torch.equal(colours(case, full), image)
+    for table_dtype in (torch.float32, torch.bfloat16):  # looked up by the kernel, or before it
+        cut = full._replace(table=full.table.to(table_dtype))
+        expected = colours(case, cut)
+        with monkeypatch.context() as patch:
+            patch.setattr(cuda_onchip, "wave", lambda _: 0)
+            patch.setattr(cuda_onchip, "LAUNCH_PIXELS", 256)
+            assert torch.equal(colours(case, cut), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("lookup", ["exact", "compat"])
+@pytest.mark.parametrize("features", [512, 192, 64])
+@pytest.mark.parametrize("where", ["grid", "points", "points an image", "nan", "few"])
+@pytest.mark.parametrize("size", [(20, 31), (1, 1), (1, 7), (90, 80)], ids=str)
+def test_rows_that_the_kernel_makes_have_the_bits_of_the_lookup(
+    size: tuple[int, int], where: str, features: int, lookup: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A multiprocessor's first rows, those of its next units, and of units that are not full."""
+    place = dict(size=(350, 301)) if where == "grid" else dict(coords=points(3, 30_001) if "image" in where else points(10 if where == "few" else 40_001))
+    if where == "nan":
+        place["coords"][7, 0] = torch.nan
+    e = encoded(size, (64, features), torch.bfloat16, lookup=lookup, **place)
+    case = random_stack((64 + features, 128, 64), (1,), batch=3, pixels=1, noise=2, device="cuda", dtype=torch.bfloat16)
+    asked = []
+    with monkeypatch.context() as patch:
+        launch = cuda_onchip.launch
+        patch.setattr(cuda_onchip, "launch", lambda *given, made=None, **more: (asked.append(made), launch(*given, made=made, **more)))
+        found = colours(case, e)
+    assert all(asked), "rows were not made by the kernel"
+    assert torch.equal(found.isnan(), colours(case, e).isnan())
+    assert torch.equal(found.nan_to_num(), colours(case, e).nan_to_num()), "not the same bits twice"
+    monkeypatch.setattr(cuda_onchip, "_looks_up", lambda _: False)
+    assert torch.equal(found.nan_to_num(), colours(case, e).nan_to_num())
+    assert found.isnan().any() == (where == "nan")
 
 
 @pytest.mark.gpu

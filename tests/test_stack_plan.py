@@ -68,7 +68,7 @@ def test_stack_plan_counts_what_a_blend_keeps() -> None:
         (((64, 64), (0,), 64, 0), "batch: 0 came, expected 1 to 65535"),
         (((64, 64), (0,), 64, 1, 4), "ToRGB: channels: 4 came, expected 1 to 3"),
         (((64, 64), (), 64), "ToRGBs: 0 came, expected 1 to 24"),
-        (((64, 64), (0,), 64, 1, 3, (), 3), "styles: 3 came, expected 0 to 2"),
+        (((64, 64), (0,), 64, 1, 3, (), 3), "styles: 3 came, expected 0 or 2"),
         (((64, 64, 64), (1,), 64, 1, 3, ((1, 1, -1),), 2), "blocks: 1 came, expected none with blended styles"),
         (((64, 64, 64), (0,), 64), "depth: 2 came, expected no layers after the last that a ToRGB reads"),
     ],
@@ -133,6 +133,52 @@ def test_stack_pack_refuses(changes: dict, words: str) -> None:
 def test_stack_forward_refuses(changes: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         module.stack_forward(stack_plan((64, 64), (0,), 64), **(STACK_FORWARD | changes))
+
+
+TABLE = (1024, 1024, 0, 256, 0, 4, 4, True)  # memory, source, bytes of an image and of a row, styles, rows, columns, exact
+
+
+@pytest.mark.parametrize(
+    ("made", "changes", "words"),
+    [
+        ((1032, *TABLE[1:]), {}, "made: address is not a multiple of 16"),
+        ((1024, 1032, *TABLE[2:]), {}, "made: source: address is not a multiple of 16"),
+        ((*TABLE[:3], 252, *TABLE[4:]), {}, "source_row_stride: expected a multiple of 8 bytes that holds a row"),
+        ((*TABLE[:3], 264, *TABLE[4:]), {}, "source_row_stride: expected a table without gaps"),
+        ((*TABLE[:5], 0, 4, True), {}, "a table with sides of 1 to 2.23"),
+        ((*TABLE[:5], 2**15, 2**15, True), {}, "fewer than 2.30 entries"),
+        (TABLE, {"grid": (0, 0)}, "coords: expected coords or a grid"),
+        (TABLE, {"grid": (2**24, 1)}, "grid: expected sides of at most 2.23"),
+        (TABLE, {"first_pixel": 2**31}, "grid: expected sides of at most 2.23 and fewer than 2.31 pixels"),
+        (TABLE, {"pixels": 2**30 + 1}, "pixels: expected at most 2.30"),
+        (TABLE, {"signs": 1024, "features": 1024, "activations": 1024}, "made: a forward for training makes no rows"),
+    ],
+)
+def test_stack_forward_refuses_to_make_rows(made: tuple, changes: dict, words: str) -> None:
+    plan = stack_plan((128, 64), (0,), 64)
+    with pytest.raises(ValueError, match=words):
+        module.stack_forward(plan, **(STACK_FORWARD | {"made": made, "grid": (8, 8)} | changes))
+
+
+def test_stack_forward_makes_rows_of_whole_slabs() -> None:
+    made = (*TABLE[:3], 96, *TABLE[4:])
+    with pytest.raises(ValueError, match="a table of a multiple of 64 channels"):
+        module.stack_forward(stack_plan((64 + 24, 64), (0,), 64), **(STACK_FORWARD | {"made": made, "grid": (8, 8)}))
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        ((0,) * 7 + (False,), "made: expected memory for the streamed input"),
+        ((1024, 1024, 0, 48, 0, 0, 0, False), "made: styles: a null address"),
+        ((1024, 1024, 0, 40, 1024, 0, 0, False), "source_row_stride: expected a multiple of 16 bytes that holds a row"),
+        ((1024, 1024, 8, 48, 1024, 0, 0, False), "source_batch_stride: expected a multiple of 16"),
+    ],
+)
+def test_stack_forward_of_blends_refuses_to_make_rows(made: tuple, words: str) -> None:
+    plan = stack_plan((64 + 24, 64), (0,), 64, styles=2)
+    with pytest.raises(ValueError, match=words):
+        module.stack_forward(plan, **(STACK_FORWARD | {"made": made, "blend": 1024}))
 
 
 @pytest.mark.parametrize(

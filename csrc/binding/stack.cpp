@@ -17,6 +17,7 @@ namespace cips {
 namespace {
 
 using BlockTuple = std::tuple<int64_t, int64_t, int64_t>;
+using MadeTuple = std::tuple<uintptr_t, uintptr_t, int64_t, int64_t, uintptr_t, int64_t, int64_t, bool>;
 using MatrixTuple = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>;
 
 std::vector<StackMatrix> matrices(const std::vector<MatrixTuple>& tuples)
@@ -63,7 +64,7 @@ void pack(const StackPlan& plan, uintptr_t weights, uintptr_t styles, int64_t st
 
 void forward(const StackPlan& plan, uintptr_t slabs, uintptr_t records, uintptr_t fourier, uintptr_t rgb_bias,
              uintptr_t blend, int64_t blend_batch_stride, uintptr_t x, std::tuple<int64_t, int64_t> x_strides,
-             uintptr_t streamed, std::tuple<int64_t, int64_t> streamed_strides, uintptr_t coords,
+             uintptr_t streamed, std::tuple<int64_t, int64_t> streamed_strides, const MadeTuple& made, uintptr_t coords,
              int64_t coords_batch_stride, std::tuple<int64_t, int64_t> grid, int64_t first_pixel,
              const std::string& noise_mode, uintptr_t seed, uintptr_t noise, std::tuple<int64_t, int64_t> noise_strides,
              int64_t first_image, int64_t first_layer, uintptr_t kept, uintptr_t activations, uintptr_t features,
@@ -81,6 +82,12 @@ void forward(const StackPlan& plan, uintptr_t slabs, uintptr_t records, uintptr_
     std::tie(a.x_batch_stride, a.x_row_stride) = x_strides;
     a.streamed = pointer<const void>(streamed);
     std::tie(a.streamed_batch_stride, a.streamed_row_stride) = streamed_strides;
+    uintptr_t memory, source, styles;
+    std::tie(memory, source, a.made.source_batch_stride, a.made.source_row_stride, styles, a.made.rows, a.made.columns,
+             a.made.exact) = made;
+    a.made.made = pointer<void>(memory);
+    a.made.source = pointer<const void>(source);
+    a.made.styles = pointer<const void>(styles);
     a.coords = pointer<const float>(coords);
     a.coords_batch_stride = coords_batch_stride;
     std::tie(a.grid_rows, a.grid_columns) = grid;
@@ -107,8 +114,7 @@ void forward(const StackPlan& plan, uintptr_t slabs, uintptr_t records, uintptr_
 void lookup(uintptr_t table, const std::string& table_dtype, int64_t rows, int64_t columns, int64_t features,
             uintptr_t coords, int64_t coords_batch_stride, std::tuple<int64_t, int64_t> grid, int64_t first_pixel,
             bool exact, uintptr_t out, const std::string& out_dtype, int64_t row_stride, int64_t images, int64_t pixels,
-            uintptr_t blend, int64_t blend_batch_stride, uintptr_t styles, std::tuple<int64_t, int64_t> style_strides,
-            int64_t kinds, int device, uintptr_t stream)
+            int device, uintptr_t stream)
 {
     TableLookup a{};
     a.table = pointer<const void>(table);
@@ -126,11 +132,6 @@ void lookup(uintptr_t table, const std::string& table_dtype, int64_t rows, int64
     a.row_stride = row_stride;
     a.images = images;
     a.pixels = pixels;
-    a.blend = pointer<const float>(blend);
-    a.blend_batch_stride = blend_batch_stride;
-    a.styles = pointer<const float>(styles);
-    std::tie(a.style_stride, a.kind_stride) = style_strides;
-    a.kinds = kinds;
     table_lookup(a, {device, stream});
 }
 
@@ -177,23 +178,30 @@ void bind_stack(py::module_& module)
         "stack_kept_bytes",
         [](const std::string& dtype, int device) { return stack_kept_bytes(parse_dtype(dtype), device); },
         py::arg("dtype"), py::arg("device"), "Bytes that stack_forward needs for the inputs of residual blocks.");
+    module.def(
+        "stack_made_bytes",
+        [](int64_t streamed_inputs, const std::string& dtype, int device) {
+            return stack_made_bytes(streamed_inputs, parse_dtype(dtype), device);
+        },
+        py::arg("streamed_inputs"), py::arg("dtype"), py::arg("device"),
+        "Bytes that stack_forward needs for rows of a streamed input that it makes itself.");
     module.def("stack_forward", &forward, py::arg("plan"), py::kw_only(), py::arg("slabs"), py::arg("records"),
                py::arg("fourier"), py::arg("rgb_bias"), py::arg("blend") = 0, py::arg("blend_batch_stride") = 0,
-               py::arg("x"), py::arg("x_strides"), py::arg("streamed"), py::arg("streamed_strides"), py::arg("coords"),
-               py::arg("coords_batch_stride"), py::arg("grid"), py::arg("first_pixel"), py::arg("noise_mode"),
-               py::arg("seed"), py::arg("noise"), py::arg("noise_strides"), py::arg("first_image"),
-               py::arg("first_layer"), py::arg("kept"), py::arg("activations") = 0, py::arg("features") = 0,
-               py::arg("signs") = 0, py::arg("rgb"), py::arg("rgb_strides"), py::arg("pixels"), py::arg("dtype"),
-               py::arg("negative_slope"), py::arg("eps") = 0.0f, py::arg("device"), py::arg("stream"),
-               py::call_guard<py::gil_scoped_release>(), "The RGB sums of every pixel.");
+               py::arg("x"), py::arg("x_strides"), py::arg("streamed"), py::arg("streamed_strides"),
+               py::arg("made") = MadeTuple(), py::arg("coords"), py::arg("coords_batch_stride"), py::arg("grid"),
+               py::arg("first_pixel"), py::arg("noise_mode"), py::arg("seed"), py::arg("noise"),
+               py::arg("noise_strides"), py::arg("first_image"), py::arg("first_layer"), py::arg("kept"),
+               py::arg("activations") = 0, py::arg("features") = 0, py::arg("signs") = 0, py::arg("rgb"),
+               py::arg("rgb_strides"), py::arg("pixels"), py::arg("dtype"), py::arg("negative_slope"),
+               py::arg("eps") = 0.0f, py::arg("device"), py::arg("stream"), py::call_guard<py::gil_scoped_release>(),
+               "The RGB sums of every pixel. made: (memory, source, bytes of an image and of a row, styles, rows, "
+               "columns, exact) of "
+               "streamed input that the kernel makes itself.");
     module.def("table_lookup", &lookup, py::kw_only(), py::arg("table"), py::arg("table_dtype"), py::arg("rows"),
                py::arg("columns"), py::arg("features"), py::arg("coords"), py::arg("coords_batch_stride"),
                py::arg("grid"), py::arg("first_pixel"), py::arg("exact"), py::arg("out"), py::arg("out_dtype"),
-               py::arg("row_stride"), py::arg("images"), py::arg("pixels"), py::arg("blend") = 0,
-               py::arg("blend_batch_stride") = 0, py::arg("styles") = 0,
-               py::arg("style_strides") = std::tuple<int64_t, int64_t>(), py::arg("kinds") = 0, py::arg("device"),
-               py::arg("stream"), py::call_guard<py::gil_scoped_release>(),
-               "Write the interpolated vectors of every pixel, where there is a blend times the pixel's style.");
+               py::arg("row_stride"), py::arg("images"), py::arg("pixels"), py::arg("device"), py::arg("stream"),
+               py::call_guard<py::gil_scoped_release>(), "Write the interpolated vectors of every pixel.");
     module.def("mapping_forward", &mapping, py::kw_only(), py::arg("z"), py::arg("weights"), py::arg("biases"),
                py::arg("w"), py::arg("vectors"), py::arg("layers"), py::arg("dim"), py::arg("negative_slope"),
                py::arg("device"), py::arg("stream"), py::call_guard<py::gil_scoped_release>(),

@@ -9,6 +9,7 @@
 
 #include "epilogue/leaky_relu.cuh"
 #include "epilogue/stack_parts.cuh"
+#include "tile/stack_scaled_rows.cuh"
 #include "tile/vector.cuh"
 
 namespace cips {
@@ -24,6 +25,7 @@ struct StackBlendTail : StackParts<T, StackShape<kStyles>> {
     using Parts::p;
     using Parts::thread_of_block;
     using typename Parts::Shape;
+    using Rows = ScaledRows<T>;
 
     static constexpr uint32_t kHalfSlab = kSlabBytes / kHalves >> 4;  // in descriptors
 
@@ -45,12 +47,12 @@ struct StackBlendTail : StackParts<T, StackShape<kStyles>> {
     {
         const int row = lane % 2, first = lane % 4 / 2 * (kStyles / 2);
         const int64_t at = min(this->pixel() + 8 * row, p.places.pixels - 1);
-        const float* weights = p.blend + this->image() * p.blend_batch_stride + at * p.styles;
+        const float* weights = p.blend + this->image() * p.blend_batch_stride + at * kStyles;
         __syncwarp();
 #pragma unroll
         for (int k = first; k < first + kStyles / 2; ++k) {
             // rounded here, for scale and demodulation alike: what both share then cancels
-            const float weight = k < p.styles ? round_to<T>(__ldg(weights + k)) : 0.0f;
+            const float weight = round_to<T>(__ldg(weights + k));
             asm volatile("st.shared.f32 [%0], %1;" ::"r"(weights_of(row) + 4 * k), "f"(weight) : "memory");
         }
         __syncwarp();
@@ -326,8 +328,8 @@ struct StackBlendTail : StackParts<T, StackShape<kStyles>> {
             const int row = j / 2, channel = first + j % 2;
             const int64_t at_pixel = this->pixel() + 8 * row;
             const int64_t there = min(at_pixel, p.places.pixels - 1);
-            const float* weights = p.blend + this->image() * p.blend_batch_stride + there * p.styles;
-            float colour = odd < p.styles ? rgb[j] * __ldg(weights + odd) : 0.0f;
+            const float* weights = p.blend + this->image() * p.blend_batch_stride + there * kStyles;
+            float colour = rgb[j] * __ldg(weights + odd);
             colour += __shfl_xor_sync(~0u, colour, 2);
             if (!odd && channel < p.channels && at_pixel < p.places.pixels) {
                 out[at_pixel * p.rgb_pixel_stride + j % 2 * p.rgb_channel_stride] =

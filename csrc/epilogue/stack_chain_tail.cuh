@@ -7,6 +7,7 @@
 #include "epilogue/fragment_rows.cuh"
 #include "epilogue/stack_parts.cuh"
 #include "ptx/reduce_add.cuh"
+#include "tile/stack_made.cuh"
 #include "tile/stack_train.h"
 #include "tile/vector.cuh"
 
@@ -20,6 +21,7 @@ struct StackChainTail : StackParts<T, ChainShape> {
     using Parts::lane;
     using Parts::p;
 
+    using Rows = NoRows;
     static constexpr bool kInput = false;
     static constexpr bool kSkips = false;
     static constexpr bool kTight = true;

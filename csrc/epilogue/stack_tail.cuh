@@ -3,6 +3,7 @@
 
 #include "epilogue/leaky_relu.cuh"
 #include "epilogue/stack_parts.cuh"
+#include "tile/stack_table_rows.cuh"
 #include "tile/vector.cuh"
 
 namespace cips {
@@ -25,6 +26,7 @@ struct StackTail : StackParts<T, StackShape<1>> {
     using Parts::wait_for_record;
     using Parts::warpgroup;
     using typename Parts::Shape;
+    using Rows = TableRows<T>;
 
     static constexpr bool kInput = true;   // layer 0 has products
     static constexpr bool kSkips = true;   // serves residual blocks

@@ -16,6 +16,7 @@ struct StackTrainTail : StackTail<T> {
     using Tail::lane;
     using Tail::p;
 
+    using Rows = NoRows;
     static constexpr bool kSkips = false;
 
     const StackSaved& saved;

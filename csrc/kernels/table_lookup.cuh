@@ -1,16 +1,14 @@
 // Bilinear interpolation in a table of vectors at the coordinates of pixels: the embeddings that the on-chip stack
 // reads beside its Fourier features. A warp takes eight pixels in turn, a lane eight channels of them at a time.
-//
-// The arithmetic is that of cips_kernels/encoding.py, operation by operation, so that the bits agree.
 #pragma once
 
 #include "tile/pixel_coordinates.cuh"
+#include "tile/table_interpolation.cuh"
 #include "tile/vector.cuh"
 
 namespace cips {
 
 constexpr int kLookupThreads = 256;
-constexpr int kLookupStyles = 2;  // of a blend, at most
 constexpr int kLookupPixels = 8;  // of a warp, one after the other
 
 struct TableLookupParams {
@@ -24,72 +22,7 @@ struct TableLookupParams {
     void* out;             // [images][P][row_stride]
     int64_t row_stride;    // elements, a multiple of 8
     int64_t batch_stride;  // elements
-    // Blends: every vector times its pixel's style, sum_k blend_pk styles_k
-    const float* blend;  // [images or 1][P][kinds]; null: none
-    int64_t blend_batch_stride;
-    const float* styles;  // [images][kinds][features], with the strides below
-    int64_t style_stride;
-    int64_t kind_stride;
-    int32_t kinds;
 };
-
-/// Eight channels of an image's styles.
-struct LookupStyles {
-    float of[kLookupStyles][8];
-
-    __device__ __forceinline__ LookupStyles(const TableLookupParams& p, int image, int channel)
-    {
-#pragma unroll
-        for (int k = 0; k < kLookupStyles; ++k) {
-            const float* row = p.styles + image * p.style_stride + k * p.kind_stride;
-#pragma unroll
-            for (int e = 0; e < 8; ++e) {
-                of[k][e] = k < p.kinds && channel + e < p.features ? __ldg(row + channel + e) : 0.0f;
-            }
-        }
-    }
-
-    /// Times the style of a pixel.
-    template <typename Out>
-    __device__ __forceinline__ void scale(float (&v)[8], const TableLookupParams& p, int image, int64_t pixel) const
-    {
-        const float* weights = p.blend + image * p.blend_batch_stride + pixel * p.kinds;
-        float style[8] = {};
-#pragma unroll
-        for (int k = 0; k < kLookupStyles; ++k) {
-            const float weight = k < p.kinds ? round_to<Out>(__ldg(weights + k)) : 0.0f;  // as the stack does
-#pragma unroll
-            for (int e = 0; e < 8; ++e) style[e] = fmaf(weight, of[k][e], style[e]);
-        }
-#pragma unroll
-        for (int e = 0; e < 8; ++e) v[e] *= style[e];
-    }
-};
-
-/// The two positions around a coordinate, and the weight of the second.
-struct Neighbours {
-    int64_t first, second;
-    float weight;
-};
-
-__device__ __forceinline__ Neighbours neighbours(float t, int64_t count, bool exact)
-{
-    float position;
-    if (exact) {
-        position = __fmul_rn(__fadd_rn(t, 1.0f), static_cast<float>(0.5 * static_cast<double>(count - 1)));
-        const float off = __fsub_rn(rintf(position), position);
-        // what float32 cannot tell from a grid point is one
-        if (fabsf(off) <= static_cast<float>(count) * 0x1p-22f) position = __fadd_rn(position, off);
-    } else {
-        position = __fmul_rn(0.5f, __fsub_rn(__fmul_rn(__fadd_rn(t, 1.0f), static_cast<float>(count)), 1.0f));
-    }
-    const float last = static_cast<float>(count - 1);
-    position = position < 0.0f ? 0.0f : position > last ? last : position;  // NaN stays
-    // a NaN coordinate reads entry 0 and stays NaN through its weight
-    const float whole = fminf(isnan(position) ? 0.0f : floorf(position), static_cast<float>(count > 1 ? count - 2 : 0));
-    const auto first = static_cast<int64_t>(whole);
-    return {first, first + 1 < count ? first + 1 : count - 1, __fsub_rn(position, whole)};
-}
 
 /// Which entries a pixel reads: the first, the one right of it, below it, and both.
 struct Corners {
@@ -101,12 +34,6 @@ struct Corners {
         return row == o.row && column == o.column && below == o.below && right == o.right;
     }
 };
-
-/// (1 - weight) a + weight b, exactly a at weight 0 and b at weight 1.
-__device__ __forceinline__ float interpolate(float a, float b, float weight)
-{
-    return __fadd_rn(__fmul_rn(__fsub_rn(1.0f, weight), a), __fmul_rn(weight, b));
-}
 
 template <typename T>
 __device__ __forceinline__ void load_entry(float (&v)[8], const T* entry, int channel, int features, bool vectors)
@@ -132,7 +59,7 @@ __device__ __forceinline__ Neighbours shuffle(const Neighbours& n, int lane)
 }
 
 /// Grid: (blocks over pixels, images).
-template <typename T, typename Out, bool kBlends>
+template <typename T, typename Out>
 __global__ void __launch_bounds__(kLookupThreads) table_lookup_kernel(const __grid_constant__ TableLookupParams p)
 {
     const int lane = threadIdx.x % 32;
@@ -141,8 +68,8 @@ __global__ void __launch_bounds__(kLookupThreads) table_lookup_kernel(const __gr
     if (first >= p.places.pixels) return;
     // each lane finds the place of one of the warp's pixels: 64-bit divisions are dear
     const float2 point = pixel_coordinates(p.places, image, first + lane % kLookupPixels);
-    const Neighbours my_x = neighbours(point.x, p.columns, p.exact);
-    const Neighbours my_y = neighbours(point.y, p.rows, p.exact);
+    const Neighbours my_x = neighbours(point.x, static_cast<int>(p.columns), p.exact);
+    const Neighbours my_y = neighbours(point.y, static_cast<int>(p.rows), p.exact);
     const auto* table = static_cast<const T*>(p.table);
     const auto entry = [&](int64_t row, int64_t column) { return table + (row * p.columns + column) * p.features; };
     const auto count = static_cast<int>(min(p.places.pixels - first, int64_t{kLookupPixels}));
@@ -152,12 +79,6 @@ __global__ void __launch_bounds__(kLookupThreads) table_lookup_kernel(const __gr
         // neighbours in an image often lie between the same entries: read them once
         float corner[2][2][8];
         Corners held{-1, -1, false, false};
-        [[maybe_unused]] const auto styles = [&] {
-            if constexpr (kBlends)
-                return LookupStyles(p, image, channel);
-            else
-                return 0;
-        }();
         for (int i = 0; i < kLookupPixels; ++i) {  // every lane takes part in the shuffles
             const Neighbours x = shuffle(my_x, i), y = shuffle(my_y, i);
             if (i >= count || channel >= p.features) continue;
@@ -182,7 +103,6 @@ __global__ void __launch_bounds__(kLookupThreads) table_lookup_kernel(const __gr
                     v[e] = interpolate(v[e], lower, y.weight);
                 }
             }
-            if constexpr (kBlends) styles.template scale<Out>(v, p, image, first + i);
             // past L1: the stack reads it from L2
             __stcg(reinterpret_cast<uint4*>(out + i * p.row_stride + channel),
                    make_uint4(pack_pair(v[0], v[1], Out()), pack_pair(v[2], v[3], Out()), pack_pair(v[4], v[5], Out()),

@@ -17,6 +17,8 @@
 namespace cips {
 namespace {
 
+constexpr int64_t kMaxMadePixels = int64_t{1} << 30;
+
 template <typename T>
 void launch_pack(const StackPackParams& params, cudaStream_t stream)
 {
@@ -49,6 +51,52 @@ void launch_forward(const StackParams& params, const TensorMap& map, const Stack
     check_cuda(cudaGetLastError(), "launch of the on-chip stack");
 }
 
+int64_t made_row_bytes(int64_t streamed_inputs)
+{
+    return (streamed_inputs * 2 + 15) / 16 * 16;
+}
+
+/// Checks what rows are made of, and fills in what the kernel reads of it.
+StackMade made_rows(const StackPlan& plan, const StackForward& a)
+{
+    const StackMadeRows& m = a.made;
+    require_aligned(m.made, "made", 16);
+    require_aligned(m.source, "made: source", 16);
+    require(plan.streamed_inputs > 0, "made: expected a streamed input");
+    const int64_t bytes = made_row_bytes(plan.streamed_inputs);
+    const int64_t row = plan.styles > 0 ? bytes : plan.streamed_inputs * 4, step = plan.styles > 0 ? 16 : 8;
+    require(m.source_row_stride >= row && m.source_row_stride % step == 0 && m.source_row_stride < int64_t{1} << 31,
+            "made: source_row_stride: expected a multiple of " + std::to_string(step) + " bytes that holds a row");
+    require(m.source_batch_stride % 16 == 0, "made: source_batch_stride: expected a multiple of 16 bytes");
+    require(a.pixels <= kMaxMadePixels, "pixels: expected at most 2^30 where rows are made");
+    StackMade p{};
+    p.made = static_cast<char*>(m.made);
+    p.row_bytes = static_cast<uint32_t>(bytes);
+    p.source = static_cast<const char*>(m.source);
+    p.source_stride = m.source_batch_stride;
+    p.row_stride = static_cast<uint32_t>(m.source_row_stride);
+    p.last_pixel = static_cast<uint32_t>(a.pixels - 1);
+    if (plan.styles > 0) {
+        require_aligned(m.styles, "made: styles", 16);
+        p.styles = static_cast<const char*>(m.styles);
+        return p;
+    }
+    constexpr int64_t kSide = 1 << 23;
+    require(m.rows >= 1 && m.columns >= 1 && m.rows <= kSide && m.columns <= kSide && m.rows * m.columns < 1 << 30,
+            "made: expected a table with sides of 1 to 2^23 and fewer than 2^30 entries");
+    require(a.coords != nullptr || (a.grid_rows >= 1 && a.grid_columns >= 1), "coords: expected coords or a grid");
+    require(a.coords != nullptr ||
+                (a.grid_rows <= kSide && a.grid_columns <= kSide && a.first_pixel + a.pixels <= int64_t{1} << 31),
+            "grid: expected sides of at most 2^23 and fewer than 2^31 pixels where rows are made");
+    require(m.source_row_stride == row, "made: source_row_stride: expected a table without gaps");
+    require(plan.streamed_inputs % kSlab == 0, "made: expected a table of a multiple of 64 channels");
+    p.source_stride = m.columns * m.source_row_stride;
+    p.rows = static_cast<int32_t>(m.rows);
+    p.columns = static_cast<int32_t>(m.columns);
+    p.exact = m.exact;
+    return p;
+}
+
 template <typename T>
 uint32_t pair_of(float value)
 {
@@ -64,6 +112,18 @@ int64_t stack_kept_bytes(DType dtype, int device)
     const int clusters =
         resident_clusters(reinterpret_cast<const void*>(stack_kernel(dtype == DType::kBFloat16)), device);
     return int64_t{clusters} * kCluster * kConsumers * kKeptBytes;
+}
+
+int64_t stack_made_bytes(int64_t streamed_inputs, DType dtype, int device)
+{
+    require_half(dtype);
+    const DeviceGuard guard(device);
+    const auto clusters = [&](StackForwardKernel kernel) {
+        return resident_clusters(reinterpret_cast<const void*>(kernel), device);
+    };
+    const bool bfloat16 = dtype == DType::kBFloat16;
+    const int64_t most = std::max(clusters(stack_kernel(bfloat16)), clusters(stack_blend_kernel(bfloat16)));
+    return most * kGroupPixels * made_row_bytes(streamed_inputs);
 }
 
 void stack_pack(const StackPlan& plan, const StackPack& a, Target target)
@@ -150,7 +210,7 @@ void stack_forward(const StackPlan& plan, const StackForward& a, Target target)
         require(a.x_row_stride >= plan.register_slabs() * kSlab * 2, "x: expected rows padded to 64 channels");
     }
     require((plan.styles > 0) == (a.blend != nullptr), "blend: expected weights if and only if the plan has styles");
-    if (a.blend != nullptr) require_aligned(a.blend, "blend", 4);
+    if (a.blend != nullptr) require_aligned(a.blend, "blend", 8);
     StackParams p{};
     p.slabs = static_cast<const char*>(a.slabs);
     p.slab_stride = plan.styles > 0 ? 0 : plan.slab_bytes;
@@ -161,7 +221,6 @@ void stack_forward(const StackPlan& plan, const StackForward& a, Target target)
     p.fourier_stride = static_cast<int32_t>(plan.fourier_floats() / 4);
     p.blend = a.blend;
     p.blend_batch_stride = a.blend_batch_stride;
-    p.styles = static_cast<int32_t>(plan.styles);
     p.eps = a.eps;
     p.x = static_cast<const char*>(a.x);
     p.x_batch_stride = a.x_batch_stride;
@@ -192,7 +251,7 @@ void stack_forward(const StackPlan& plan, const StackForward& a, Target target)
     p.streamed_slabs = static_cast<int32_t>(plan.streamed_slabs());
     p.image_slabs = static_cast<int32_t>(plan.image_slabs);
     p.image_records = static_cast<int32_t>(plan.image_records);
-    p.input_per_image = a.streamed_batch_stride != 0;
+    p.input_per_image = a.made.made == nullptr && a.streamed_batch_stride != 0;
     std::copy(plan.layers.begin(), plan.layers.end(), p.layers);
 
     StackSaved saved{};
@@ -208,11 +267,25 @@ void stack_forward(const StackPlan& plan, const StackForward& a, Target target)
                  plan.batch * a.pixels, static_cast<int32_t>(plan.image_records)};
     }
 
+    if (a.made.made != nullptr) {
+        require(a.signs == nullptr, "made: a forward for training makes no rows");
+        p.made = made_rows(plan, a);
+    } else {
+        require(plan.styles == 0 || plan.streamed_inputs == 0,
+                "made: expected memory for the streamed input times each pixel's style");
+    }
+
     const DeviceGuard guard(target.device);
     const auto stream = reinterpret_cast<cudaStream_t>(target.stream);
     const bool bfloat16 = a.dtype == DType::kBFloat16;
     TensorMap map{};
-    if (plan.streamed_inputs > 0) {
+    if (a.made.made != nullptr) {
+        const auto kernel = plan.styles > 0 ? stack_blend_kernel(bfloat16) : stack_kernel(bfloat16);
+        const int64_t rows =
+            int64_t{kGroupPixels} * resident_clusters(reinterpret_cast<const void*>(kernel), target.device);
+        map = make_tensor_map(a.made.made, 1, rows, plan.streamed_inputs, rows * p.made.row_bytes, p.made.row_bytes,
+                              kWarpgroupPixels, bfloat16);
+    } else if (plan.streamed_inputs > 0) {
         require_aligned(a.streamed, "streamed", 16);
         const bool shared = a.streamed_batch_stride == 0;
         map = make_tensor_map(a.streamed, shared ? 1 : plan.batch, a.pixels, plan.streamed_inputs,

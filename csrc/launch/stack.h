@@ -28,7 +28,7 @@ struct StackBlock {
 /// Everything that depends on shapes alone; made once for a stack and batch size.
 struct StackPlan {
     int64_t batch;
-    int64_t styles;  // that a pixel's style is a blend of; 0: one an image
+    int64_t styles;  // that a pixel's style is a blend of, kMaxBlend; 0: one an image
     int64_t channels;
     int64_t register_inputs;
     int64_t streamed_inputs;
@@ -81,12 +81,25 @@ struct StackPack {
     bool demodulate;
 };
 
+/// Rows of the streamed input that the kernel makes itself, a unit ahead, in `made`: of blends times each pixel's
+/// style, otherwise looked up in a table as table_lookup does.
+struct StackMadeRows {
+    void* made;                   // stack_made_bytes bytes, 16-byte aligned; null: the streamed input comes as it is
+    const void* source;           // 16-bit [images or 1, P, T], or a float32 table [rows, columns, T]; 16-byte aligned
+    int64_t source_batch_stride;  // bytes; 0: shared
+    int64_t source_row_stride;    // bytes of T, a multiple of 16, of a table of 8
+    const void* styles;  // of blends, [B, kMaxBlend, T] of the stack's dtype, rows of whole 16 bytes; otherwise null
+    int64_t rows;        // of a table
+    int64_t columns;
+    bool exact;  // see TableLookup
+};
+
 enum class NoiseMode { kNone, kIndex, kCoords, kGiven };
 
 struct StackForward {
     const void* slabs;
     const void* records;
-    const void* fourier;         // null: x is given; with blends x and streamed come times the pixel's style
+    const void* fourier;         // null: x is given; with blends x comes times the pixel's style
     const float* blend;          // [B or 1, P, plan.styles]; null without blends
     int64_t blend_batch_stride;  // floats; 0: shared
     const float* rgb_bias;
@@ -96,6 +109,7 @@ struct StackForward {
     const void* streamed;  // [B or 1, P, streamed_inputs], 16-byte aligned rows
     int64_t streamed_batch_stride;
     int64_t streamed_row_stride;
+    StackMadeRows made;
     const float* coords;          // [B or 1, P, 2], or null
     int64_t coords_batch_stride;  // floats
     int64_t grid_rows;
@@ -125,6 +139,9 @@ struct StackForward {
 
 /// Bytes of memory that a launch on a device needs for the inputs of residual blocks.
 int64_t stack_kept_bytes(DType dtype, int device);
+
+/// Bytes that it needs for rows of `streamed_inputs` channels that it makes itself.
+int64_t stack_made_bytes(int64_t streamed_inputs, DType dtype, int device);
 
 /// One launch each. Throw std::invalid_argument for bad arguments, std::runtime_error with CUDA's words when CUDA
 /// refuses.

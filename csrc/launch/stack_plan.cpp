@@ -45,7 +45,7 @@ StackPlan make_stack_plan(const std::vector<StackMatrix>& layers, const std::vec
     require(batch >= 1 && batch <= 65535, "batch", batch, "1 to 65535");
     require(register_inputs >= 1 && register_inputs <= kRegisterInputs, "register_inputs", register_inputs,
             "1 to " + std::to_string(kRegisterInputs));
-    require(styles >= 0 && styles <= kMaxBlend, "styles", styles, "0 to " + std::to_string(kMaxBlend));
+    require(styles == 0 || styles == kMaxBlend, "styles", styles, "0 or " + std::to_string(kMaxBlend));
     require(styles == 0 || blocks.empty(), "blocks", static_cast<int64_t>(blocks.size()), "none with blended styles");
     StackPlan plan{};
     plan.batch = batch;

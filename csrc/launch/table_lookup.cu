@@ -15,11 +15,7 @@ void launch(const TableLookupParams& params, int64_t images, cudaStream_t stream
     constexpr int64_t kPixels = kLookupThreads / 32 * kLookupPixels;
     const dim3 grid(static_cast<unsigned>((params.places.pixels + kPixels - 1) / kPixels),
                     static_cast<unsigned>(images));
-    if (params.blend == nullptr) {
-        table_lookup_kernel<T, Out, false><<<grid, kLookupThreads, 0, stream>>>(params);
-    } else {
-        table_lookup_kernel<T, Out, true><<<grid, kLookupThreads, 0, stream>>>(params);
-    }
+    table_lookup_kernel<T, Out><<<grid, kLookupThreads, 0, stream>>>(params);
     check_cuda(cudaGetLastError(), "launch of table_lookup_kernel");
 }
 
@@ -60,14 +56,6 @@ void table_lookup(const TableLookup& a, Target target)
     p.out = a.out;
     p.row_stride = a.row_stride;
     p.batch_stride = a.row_stride * a.pixels;
-    require(a.kinds <= kLookupStyles, "styles: expected at most " + std::to_string(kLookupStyles));
-    require((a.blend == nullptr) == (a.kinds == 0), "blend: expected weights if and only if there are styles");
-    p.blend = a.blend;
-    p.blend_batch_stride = a.blend_batch_stride;
-    p.styles = a.styles;
-    p.style_stride = a.style_stride;
-    p.kind_stride = a.kind_stride;
-    p.kinds = static_cast<int32_t>(a.kinds);
 
     const DeviceGuard guard(target.device);
     const auto stream = reinterpret_cast<cudaStream_t>(target.stream);

@@ -24,13 +24,6 @@ struct TableLookup {
     int64_t row_stride;  // elements, a multiple of 8
     int64_t images;
     int64_t pixels;
-    // Every vector times its pixel's style, a blend of its image's: none where blend is null
-    const float* blend;  // [images or 1, P, kinds]
-    int64_t blend_batch_stride;
-    const float* styles;  // [images, kinds, features], strides in floats
-    int64_t style_stride;
-    int64_t kind_stride;
-    int64_t kinds;
 };
 
 /// Throws std::invalid_argument for bad arguments, std::runtime_error with CUDA's words when CUDA refuses.

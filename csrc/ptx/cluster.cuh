@@ -20,6 +20,14 @@ __device__ __forceinline__ int cluster_index()
     return index;
 }
 
+/// blockIdx.x, asked for anew: what is made of it takes no register in between.
+__device__ __forceinline__ uint32_t block_index()
+{
+    uint32_t index;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(index));
+    return index;
+}
+
 /// How many clusters the grid has.
 __device__ __forceinline__ int cluster_count()
 {

@@ -5,16 +5,33 @@
 
 namespace cips {
 
+constexpr int kSmallSide = 1 << 23;
+
+/// n / d rounded once, of integers of at most kSmallSide: what __fdiv_rn does where neither is extreme, without the
+/// call and the registers of where they are.
+__device__ __forceinline__ float quotient_of_integers(float n, float d)
+{
+    float inverse;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(d));
+    inverse = fmaf(inverse, fmaf(-d, inverse, 1.0f), inverse);
+    const float q = __fmul_rn(n, inverse);
+    return fmaf(inverse, fmaf(-d, q, n), q);
+}
+
+/// grid_coordinate of a side of at most kSmallSide. Numerator and denominator are exact in float32, so is the rounding
+/// of the quotient; float64's is rounded twice, which at its precision is the same.
+__device__ __forceinline__ float small_grid_coordinate(int position, int count)
+{
+    if (count == 1) return 0.0f;
+    return quotient_of_integers(static_cast<float>(2 * position - (count - 1)), static_cast<float>(count - 1));
+}
+
 /// float32 coordinate t(i; n) = (2 i - (n - 1)) / (n - 1), the quotient of integers rounded once, as
 /// cips_kernels/encoding.py does, so that the bits agree.
 __device__ __forceinline__ float grid_coordinate(int64_t position, int64_t count)
 {
-    if (count == 1) return 0.0f;
+    if (count <= kSmallSide) return small_grid_coordinate(static_cast<int>(position), static_cast<int>(count));
     const int64_t numerator = 2 * position - (count - 1);
-    // exact in float32, so is the rounding of the quotient; float64's is rounded twice, which at its precision is the
-    // same
-    if (count <= 1 << 23)
-        return __fdiv_rn(static_cast<float>(static_cast<int32_t>(numerator)), static_cast<float>(count - 1));
     asm volatile(""
                  : "+l"(count));  // else its float64, of a path seldom taken, holds registers of a kernel's main loop
     return static_cast<float>(static_cast<double>(numerator) / static_cast<double>(count - 1));
@@ -31,6 +48,18 @@ __device__ __forceinline__ float pixel_coordinate(const PixelPlaces& p, int imag
                             ? static_cast<uint32_t>(index) / static_cast<uint32_t>(p.grid_columns)
                             : index / p.grid_columns;
     return second ? grid_coordinate(row, p.grid_rows) : grid_coordinate(index - row * p.grid_columns, p.grid_columns);
+}
+
+/// The same of places with sides of at most kSmallSide and numbers below 2^31, in few registers.
+__device__ __forceinline__ float small_pixel_coordinate(const PixelPlaces& p, int image, int pixel, bool second)
+{
+    if (p.coords != nullptr) return __ldg(p.coords + image * p.coords_batch_stride + 2 * int64_t{pixel} + second);
+    const auto index = static_cast<uint32_t>(p.first_pixel) + static_cast<uint32_t>(pixel);
+    auto columns = static_cast<uint32_t>(p.grid_columns);
+    asm volatile("" : "+r"(columns));  // else what is made of it is kept for the next pixel
+    const uint32_t row = index / columns;
+    return second ? small_grid_coordinate(row, static_cast<int>(p.grid_rows))
+                  : small_grid_coordinate(index - row * columns, columns);
 }
 
 /// (x, y) of a pixel of this call.

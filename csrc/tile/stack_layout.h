@@ -24,6 +24,7 @@ constexpr int kConsumers = 2;         // warpgroups of a block that compute
 constexpr int kWarpgroupPixels = 64;  // pixels of a warpgroup
 constexpr int kBlockPixels = kConsumers * kWarpgroupPixels;
 constexpr int kGroupPixels = kCluster * kBlockPixels;  // pixels of one unit of work
+constexpr int kMakers = 2;  // warps beside the consumers that make rows of input, see stack_made.cuh
 constexpr int kStackThreads = 128 * (kConsumers + 1);
 
 constexpr int kSlabBytes = kChunk * kSlab * 2;
@@ -148,7 +149,10 @@ constexpr int kBarrierOffset = StackShape<1>::kEnd;
 constexpr int kUnitOffset =
     kBarrierOffset + 2 * 8 * (kMaxStages + kMaxRecords);  // image and group in hand, of each warp
 constexpr int kSeedOffset = kUnitOffset + 8 * 4 * kConsumers;
-constexpr int kStackSharedBytes = kSeedOffset + 8;
+// of the rows that a block makes itself, see stack_made.cuh
+constexpr int kMadeOffset = (kSeedOffset + 8 + 15) / 16 * 16;
+constexpr int kMadePhase = kMadeOffset + 2 * 8 + kMakers * 16;
+constexpr int kStackSharedBytes = kMadePhase + 8;
 static_assert(kUnitOffset - kBarrierOffset >= StackShape<1>::kRgbBeyond,
               "reading beyond the last record stays in shared memory");
 static_assert(BlendShape::kEnd <= kBarrierOffset && ChainShape::kEnd <= kBarrierOffset);

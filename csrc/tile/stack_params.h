@@ -22,6 +22,21 @@ struct alignas(64) TensorMap {
     uint64_t words[16];
 };
 
+/// Rows of the first layer's streamed input that the kernel makes itself, see stack_made.cuh; made is null where they
+/// come as they are.
+struct StackMade {
+    char* made;          // [blocks][kBlockPixels][row_bytes]
+    uint32_t row_bytes;  // a multiple of 16
+    const char*
+        source;  // blends: [images or 1][P][T] of 16-bit values, otherwise a table [rows][columns][T] of float32
+    int64_t source_stride;  // bytes of an image (0: shared), or of a row of the table
+    uint32_t row_stride;    // bytes of T
+    uint32_t last_pixel;    // P - 1
+    const char* styles;     // blends: [B][kMaxBlend][row_bytes] of 16-bit values
+    int32_t rows, columns;  // of a table
+    bool exact;             // see TableLookupParams
+};
+
 struct StackParams {
     const char* slabs;       // [B][slab_stride]
     int64_t slab_stride;     // bytes an image
@@ -56,10 +71,10 @@ struct StackParams {
     int32_t image_records;
     int32_t input_per_image;  // whether the tensor map's outermost index is the image
     char* kept;          // [blocks][kConsumers][kKeptBytes]: inputs of residual blocks, each thread its own registers
-    const float* blend;  // [B or 1][P][styles]; null: one style an image, whose weights are modulated
+    const float* blend;  // [B or 1][P][kMaxBlend]; null: one style an image, whose weights are modulated
     int64_t blend_batch_stride;  // floats; 0: shared
-    int32_t styles;
-    float eps;            // of the demodulation of blends
+    float eps;                   // of the demodulation of blends
+    StackMade made;
     uint32_t half_pair;   // sqrt(1/2) twice, in the kernel's type
     uint32_t slope_pair;  // s / (1 - s) twice, in the kernel's type
     StackLayer layers[kMaxStackLayers];

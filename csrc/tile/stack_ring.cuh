@@ -103,6 +103,8 @@ struct UnitCursor {
 
     __device__ __forceinline__ explicit UnitCursor(const StackParams& p) : group(cluster_index()) { carry(p); }
 
+    __device__ __forceinline__ UnitCursor(const StackParams& p, int image, int group) : image(image), group(group) {}
+
     __device__ __forceinline__ void advance(const StackParams& p)
     {
         group += cluster_count();
@@ -119,11 +121,21 @@ private:
     }
 };
 
+/// A phase in shared memory, where a register is one too many: returns it and turns it.
+__device__ __forceinline__ uint32_t next_phase(uint32_t address)
+{
+    uint32_t phase;
+    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(phase) : "r"(address) : "memory");
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(phase ^ 1) : "memory");
+    return phase;
+}
+
 /// One thread: weights, and the first layer's streamed inputs between them. Each block of the cluster fetches its
 /// share of a slab for all; inputs are its own. A slot is free when the warpgroups of every block have let go of it.
-template <typename Shape>
+/// made: completes when the rows of a unit but the first have been made, where they are made here.
+template <typename Shape, bool kMakes>
 __device__ __forceinline__ void produce_slabs(const StackParams& p, const void* input_map, uint32_t shared,
-                                              const StackBarriers<Shape>& bars)
+                                              const StackBarriers<Shape>& bars, uint32_t made)
 {
     const uint32_t rank = cluster_rank();
     constexpr uint32_t kShare = kSlabBytes / kCluster;
@@ -142,14 +154,16 @@ __device__ __forceinline__ void produce_slabs(const StackParams& p, const void* 
         int first = 0;
         if (p.streamed_slabs > 0) {
             first = 1;
+            const bool makes = kMakes && p.made.made != nullptr;
+            if (makes) mbarrier_wait_long(made, next_phase(shared + kMadePhase));
             auto inputs = [&](int index) {
                 const uint32_t full = bars.full + 8 * at.slot();
                 mbarrier_wait_long(bars.empty + 8 * at.slot(), at.phase());
                 mbarrier_expect(full, kSlabBytes);
+                const int row = makes ? block_index() * kBlockPixels : unit.group * kGroupPixels + rank * kBlockPixels;
                 for (int wg = 0; wg < kConsumers; ++wg) {
                     tensor_copy(shared + Shape::kRingOffset + at.slot() * kSlabBytes + wg * kInputSlabBytes, input_map,
-                                index * kSlab, unit.group * kGroupPixels + rank * kBlockPixels + wg * kWarpgroupPixels,
-                                p.input_per_image ? unit.image : 0, full);
+                                index * kSlab, row + wg * kWarpgroupPixels, p.input_per_image ? unit.image : 0, full);
                 }
                 at.advance();
             };

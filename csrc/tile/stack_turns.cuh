@@ -12,6 +12,7 @@
 #include "ptx/registers.cuh"
 #include "ptx/shared_address.cuh"
 #include "ptx/wgmma.cuh"
+#include "tile/stack_made.cuh"
 #include "tile/stack_ring.cuh"
 
 namespace cips {
@@ -52,6 +53,14 @@ struct StackTurns : Tail {
     __device__ __forceinline__ uint32_t slot_descriptor() const
     {
         return slot_descriptor(__shfl_sync(~0u, at.slot(), 0));
+    }
+
+    /// After layer 0: the next unit's rows may be made.
+    __device__ __forceinline__ void release_rows() const
+    {
+        if constexpr (Tail::Rows::kMakes) {
+            if (p.made.made != nullptr && thread % 32 == 0) mbarrier_arrive(MadeBarriers(shared).empty);
+        }
     }
 
     /// Products of the two warpgroups take turns, a chunk each, so that one's tail runs under the other's products.
@@ -155,6 +164,7 @@ __device__ __forceinline__ void run_consumer(Consumer& c)
         // noise: of a quad's four threads each draws for one of two rows (t % 2) and one of two layers (t / 2)
         c.drawn = c.keep_noise(c.draw(t / 2));
         c.first_layer();
+        c.release_rows();
 #pragma unroll 1
         for (int index = 1; index < c.p.depth; ++index) {
             if (index % 2 == 0) c.drawn = c.keep_noise(c.draw(index + t / 2));
@@ -173,19 +183,25 @@ __device__ __forceinline__ void run_stack(const StackParams& p, const TensorMap&
     using Shape = typename Consumer::Shape;
     const uint32_t shared = shared_address(memory);
     const StackBarriers<Shape> bars(shared);
+    const MadeBarriers made(shared);
     if (threadIdx.x == 0) {
+        made.init();
         bars.init();
         Consumer::keep_seed(p, shared);
     }
+    make_first_rows<typename Consumer::Rows>(p, shared);
     __syncthreads();
     cluster_sync();
 
     if (threadIdx.x >= 128 * kConsumers) {
         registers_give<24>();
+        const int warp = threadIdx.x / 32 - 4 * kConsumers;
         if (threadIdx.x == 128 * kConsumers) {
-            produce_slabs<Shape>(p, &input_map, shared, bars);
+            produce_slabs<Shape, Consumer::Rows::kMakes>(p, &input_map, shared, bars, made.full);
         } else if (threadIdx.x == 128 * kConsumers + 32) {
             produce_records<Shape>(p, shared, bars);
+        } else if (warp >= 4 - kMakers) {
+            make_next_rows<typename Consumer::Rows>(p, shared);
         }
     } else {
         registers_take<240>();

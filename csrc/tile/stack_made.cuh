@@ -1,0 +1,141 @@
+// Rows of the first layer's streamed input that a block makes itself: those of its next unit, while it works on this
+// one, by warps that would have nothing else to do. They lie in memory, 128 KB a block, which L2 holds; layer 0 reads
+// them in the first tenth of a unit. A kernel of its own for them took 4% to 6% of the whole time.
+//
+// A Rows has make<kFirst>(params, shared): this warp's share of the rows of made_unit<kFirst>.
+#pragma once
+
+#include "ptx/cluster.cuh"
+#include "ptx/mbarrier.cuh"
+#include "ptx/proxy_fence.cuh"
+#include "tile/stack_ring.cuh"
+
+namespace cips {
+
+/// Of kernels whose streamed input always comes as it is.
+struct NoRows {
+    static constexpr bool kMakes = false;
+};
+
+struct MadeBarriers {
+    uint32_t full, empty;
+
+    __device__ __forceinline__ explicit MadeBarriers(uint32_t shared) : full(shared + kMadeOffset), empty(full + 8) {}
+
+    __device__ __forceinline__ void init() const
+    {
+        mbarrier_init(full, kMakers);
+        mbarrier_init(empty, 4 * kConsumers);
+        // waiting for phase 1 passes: a block's first rows are there
+        asm volatile("st.shared.b32 [%0], %1;" ::"r"(full + kMadePhase - kMadeOffset), "r"(1) : "memory");
+    }
+};
+
+/// threadIdx.x, asked for anew: what is made of it in a register is one too many.
+__device__ __forceinline__ uint32_t maker_thread()
+{
+    uint32_t index;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+    return index;
+}
+
+/// Image and group of the unit whose rows are made, and the phase of `empty` to wait for, wait in shared memory for
+/// each maker: registers are scarce.
+__device__ __forceinline__ uint32_t made_unit_address(uint32_t shared)
+{
+    return shared + kMadeOffset + 16 + maker_thread() / 32 % kMakers * 16;
+}
+
+/// kFirst: a block's first unit.
+template <bool kFirst>
+__device__ __forceinline__ int2 made_unit(const StackParams& p, uint32_t shared)
+{
+    if constexpr (kFirst) {
+        const UnitCursor unit(p);
+        return {unit.image, unit.group};
+    }
+    int2 unit;
+    asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
+                 : "=r"(unit.x), "=r"(unit.y)
+                 : "r"(made_unit_address(shared))
+                 : "memory");
+    return unit;
+}
+
+__device__ __forceinline__ uint32_t made_phase(uint32_t shared)
+{
+    uint32_t phase;
+    asm volatile("ld.shared.b32 %0, [%1 + 8];" : "=r"(phase) : "r"(made_unit_address(shared)) : "memory");
+    return phase;
+}
+
+__device__ __forceinline__ void keep_made_unit(uint32_t shared, const UnitCursor& unit, uint32_t phase)
+{
+    __syncwarp();
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %3};" ::"r"(made_unit_address(shared)), "r"(unit.image),
+                 "r"(unit.group), "r"(phase)
+                 : "memory");
+    __syncwarp();
+}
+
+/// A warp's number among those that make a unit's rows.
+template <bool kFirst>
+__device__ __forceinline__ uint32_t maker()
+{
+    return maker_thread() / 32 % (kFirst ? kStackThreads / 32 : kMakers);
+}
+
+/// The rows of a block's first unit, by all of its warps, before they part.
+template <typename Rows>
+__device__ __forceinline__ void make_first_rows(const StackParams& p, uint32_t shared)
+{
+    if constexpr (Rows::kMakes) {
+        if (p.made.made == nullptr) return;
+        Rows::template make<true>(p, shared);
+        proxy_fence_global();
+    }
+}
+
+/// The rows of every other unit, each as soon as layer 0 of the one before has ended.
+template <typename Rows>
+__device__ __forceinline__ void make_next_rows(const StackParams& p, uint32_t shared)
+{
+    if constexpr (Rows::kMakes) {
+        if (p.made.made == nullptr) return;
+        const MadeBarriers bars(shared);
+        keep_made_unit(shared, UnitCursor(p), 1);
+#pragma unroll 1
+        for (;;) {
+            const int2 before = made_unit<false>(p, shared);
+            UnitCursor unit(p, before.x, before.y);
+            unit.advance(p);
+            if (unit.image >= p.images) break;
+            keep_made_unit(shared, unit, made_phase(shared) ^ 1);
+            mbarrier_wait_long(bars.empty, made_phase(shared));
+            Rows::template make<false>(p, shared);
+            proxy_fence_global();
+            __syncwarp();
+            if (threadIdx.x % 32 == 0) mbarrier_arrive(bars.full);
+        }
+    }
+}
+
+/// Pixel of a row, for calls with fewer than 2^31 pixels; rows beyond the last repeat it.
+__device__ __forceinline__ uint32_t made_pixel(const StackParams& p, int group, uint32_t row)
+{
+    return min(group * kGroupPixels + cluster_rank() * kBlockPixels + row % kBlockPixels, p.made.last_pixel);
+}
+
+/// Rows are numbered over all blocks: whatever a row's number is needed for, one register serves.
+__device__ __forceinline__ uint32_t first_made_row()
+{
+    return block_index() * kBlockPixels;
+}
+
+/// Where a byte of a row lies. Offsets of 32 bits: all rows are some 20 MB.
+__device__ __forceinline__ char* made_byte(const StackParams& p, uint32_t row, uint32_t byte)
+{
+    return p.made.made + (row * p.made.row_bytes + byte);
+}
+
+}  // namespace cips
