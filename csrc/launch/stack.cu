@@ -123,7 +123,7 @@ int64_t stack_made_bytes(int64_t streamed_inputs, DType dtype, int device)
     };
     const bool bfloat16 = dtype == DType::kBFloat16;
     const int64_t most = std::max(clusters(stack_kernel(bfloat16)), clusters(stack_blend_kernel(bfloat16)));
-    return most * kGroupPixels * made_row_bytes(streamed_inputs);
+    return most * kMadeBuffers * kGroupPixels * made_row_bytes(streamed_inputs);
 }
 
 void stack_pack(const StackPlan& plan, const StackPack& a, Target target)
@@ -281,8 +281,8 @@ void stack_forward(const StackPlan& plan, const StackForward& a, Target target)
     TensorMap map{};
     if (a.made.made != nullptr) {
         const auto kernel = plan.styles > 0 ? stack_blend_kernel(bfloat16) : stack_kernel(bfloat16);
-        const int64_t rows =
-            int64_t{kGroupPixels} * resident_clusters(reinterpret_cast<const void*>(kernel), target.device);
+        const int64_t rows = int64_t{kMadeBuffers} * kGroupPixels *
+                             resident_clusters(reinterpret_cast<const void*>(kernel), target.device);
         map = make_tensor_map(a.made.made, 1, rows, plan.streamed_inputs, rows * p.made.row_bytes, p.made.row_bytes,
                               kWarpgroupPixels, bfloat16);
     } else if (plan.streamed_inputs > 0) {

@@ -24,6 +24,7 @@ constexpr int kConsumers = 2;         // warpgroups of a block that compute
 constexpr int kWarpgroupPixels = 64;  // pixels of a warpgroup
 constexpr int kBlockPixels = kConsumers * kWarpgroupPixels;
 constexpr int kGroupPixels = kCluster * kBlockPixels;  // pixels of one unit of work
+constexpr int kMadeBuffers = 2;                        // of made rows, at most
 constexpr int kMakers = 2;  // warps beside the consumers that make rows of input, see stack_made.cuh
 constexpr int kStackThreads = 128 * (kConsumers + 1);
 
@@ -149,10 +150,13 @@ constexpr int kBarrierOffset = StackShape<1>::kEnd;
 constexpr int kUnitOffset =
     kBarrierOffset + 2 * 8 * (kMaxStages + kMaxRecords);  // image and group in hand, of each warp
 constexpr int kSeedOffset = kUnitOffset + 8 * 4 * kConsumers;
-// of the rows that a block makes itself, see stack_made.cuh
+// Of the rows that a block makes itself, see stack_made.cuh: barriers, makers' units, and how many units each has had
+// to do with, the thread that fetches them and every consumer warp.
 constexpr int kMadeOffset = (kSeedOffset + 8 + 15) / 16 * 16;
-constexpr int kMadePhase = kMadeOffset + 2 * 8 + kMakers * 16;
-constexpr int kStackSharedBytes = kMadePhase + 8;
+constexpr int kMadeUnits = kMadeOffset + 2 * kMadeBuffers * 8;
+constexpr int kMadeFetched = kMadeUnits + kMakers * 16;
+constexpr int kMadeRead = kMadeFetched + 4;
+constexpr int kStackSharedBytes = kMadeRead + 4 * 4 * kConsumers;
 static_assert(kUnitOffset - kBarrierOffset >= StackShape<1>::kRgbBeyond,
               "reading beyond the last record stays in shared memory");
 static_assert(BlendShape::kEnd <= kBarrierOffset && ChainShape::kEnd <= kBarrierOffset);

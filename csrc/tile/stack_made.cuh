@@ -2,7 +2,8 @@
 // one, by warps that would have nothing else to do. They lie in memory, 128 KB a block, which L2 holds; layer 0 reads
 // them in the first tenth of a unit. A kernel of its own for them took 4% to 6% of the whole time.
 //
-// A Rows has make<kFirst>(params, shared): this warp's share of the rows of made_unit<kFirst>.
+// A Rows has make<kFirst>(params, shared), this warp's share of the rows of made_unit<kFirst>; and kBuffers: with one,
+// rows are made once layer 0 of the unit before has read its own, with two a whole unit's time is there for them.
 #pragma once
 
 #include "ptx/cluster.cuh"
@@ -15,19 +16,42 @@ namespace cips {
 /// Of kernels whose streamed input always comes as it is.
 struct NoRows {
     static constexpr bool kMakes = false;
+    static constexpr uint32_t kBuffers = 1;
 };
 
+/// Of the buffers of Rows, each with a barrier for rows that are there and one for rows that were read.
+template <typename Rows>
 struct MadeBarriers {
-    uint32_t full, empty;
+    const uint32_t shared;
 
-    __device__ __forceinline__ explicit MadeBarriers(uint32_t shared) : full(shared + kMadeOffset), empty(full + 8) {}
+    __device__ __forceinline__ explicit MadeBarriers(uint32_t base) : shared(base) {}
+
+    __device__ __forceinline__ uint32_t full(uint32_t unit) const
+    {
+        return shared + kMadeOffset + unit % Rows::kBuffers * 8;
+    }
+    __device__ __forceinline__ uint32_t empty(uint32_t unit) const { return full(unit) + kMadeBuffers * 8; }
+
+    /// Until a unit's rows are there. Units are numbered by block.
+    __device__ __forceinline__ void wait_full(uint32_t unit) const
+    {
+        mbarrier_wait_long(full(unit), unit / Rows::kBuffers & 1);
+    }
+
+    /// Until its buffer is free; from the start, for the first units.
+    __device__ __forceinline__ void wait_empty(uint32_t unit) const
+    {
+        mbarrier_wait_long(empty(unit), unit / Rows::kBuffers & 1 ^ 1);
+    }
 
     __device__ __forceinline__ void init() const
     {
-        mbarrier_init(full, kMakers);
-        mbarrier_init(empty, 4 * kConsumers);
-        // waiting for phase 1 passes: a block's first rows are there
-        asm volatile("st.shared.b32 [%0], %1;" ::"r"(full + kMadePhase - kMadeOffset), "r"(1) : "memory");
+        for (uint32_t i = 0; i < Rows::kBuffers; ++i) {
+            mbarrier_init(full(i), kMakers);
+            mbarrier_init(empty(i), 4 * kConsumers);
+        }
+        for (int i = 0; i < 4 * kConsumers; ++i) start_count(shared + kMadeRead + 4 * i);
+        start_count(shared + kMadeFetched);
     }
 };
 
@@ -39,11 +63,10 @@ __device__ __forceinline__ uint32_t maker_thread()
     return index;
 }
 
-/// Image and group of the unit whose rows are made, and the phase of `empty` to wait for, wait in shared memory for
-/// each maker: registers are scarce.
+/// Image, group and number of the unit whose rows are made wait in shared memory for each maker: registers are scarce.
 __device__ __forceinline__ uint32_t made_unit_address(uint32_t shared)
 {
-    return shared + kMadeOffset + 16 + maker_thread() / 32 % kMakers * 16;
+    return shared + kMadeUnits + maker_thread() / 32 % kMakers * 16;
 }
 
 /// kFirst: a block's first unit.
@@ -62,18 +85,16 @@ __device__ __forceinline__ int2 made_unit(const StackParams& p, uint32_t shared)
     return unit;
 }
 
-__device__ __forceinline__ uint32_t made_phase(uint32_t shared)
+__device__ __forceinline__ uint32_t made_number(uint32_t shared)
 {
-    uint32_t phase;
-    asm volatile("ld.shared.b32 %0, [%1 + 8];" : "=r"(phase) : "r"(made_unit_address(shared)) : "memory");
-    return phase;
+    return counted(made_unit_address(shared) + 8);
 }
 
-__device__ __forceinline__ void keep_made_unit(uint32_t shared, const UnitCursor& unit, uint32_t phase)
+__device__ __forceinline__ void keep_made_unit(uint32_t shared, const UnitCursor& unit, uint32_t number)
 {
     __syncwarp();
     asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %3};" ::"r"(made_unit_address(shared)), "r"(unit.image),
-                 "r"(unit.group), "r"(phase)
+                 "r"(unit.group), "r"(number)
                  : "memory");
     __syncwarp();
 }
@@ -96,26 +117,26 @@ __device__ __forceinline__ void make_first_rows(const StackParams& p, uint32_t s
     }
 }
 
-/// The rows of every other unit, each as soon as layer 0 of the one before has ended.
+/// The rows of every other unit, each as soon as its buffer is free.
 template <typename Rows>
 __device__ __forceinline__ void make_next_rows(const StackParams& p, uint32_t shared)
 {
     if constexpr (Rows::kMakes) {
         if (p.made.made == nullptr) return;
-        const MadeBarriers bars(shared);
-        keep_made_unit(shared, UnitCursor(p), 1);
+        const MadeBarriers<Rows> bars(shared);
+        keep_made_unit(shared, UnitCursor(p), 0);
 #pragma unroll 1
         for (;;) {
+            __syncwarp();
+            if (threadIdx.x % 32 == 0) mbarrier_arrive(bars.full(made_number(shared)));
             const int2 before = made_unit<false>(p, shared);
             UnitCursor unit(p, before.x, before.y);
             unit.advance(p);
             if (unit.image >= p.images) break;
-            keep_made_unit(shared, unit, made_phase(shared) ^ 1);
-            mbarrier_wait_long(bars.empty, made_phase(shared));
+            keep_made_unit(shared, unit, made_number(shared) + 1);
+            bars.wait_empty(made_number(shared));
             Rows::template make<false>(p, shared);
             proxy_fence_global();
-            __syncwarp();
-            if (threadIdx.x % 32 == 0) mbarrier_arrive(bars.full);
         }
     }
 }
@@ -126,13 +147,14 @@ __device__ __forceinline__ uint32_t made_pixel(const StackParams& p, int group, 
     return min(group * kGroupPixels + cluster_rank() * kBlockPixels + row % kBlockPixels, p.made.last_pixel);
 }
 
-/// Rows are numbered over all blocks: whatever a row's number is needed for, one register serves.
-__device__ __forceinline__ uint32_t first_made_row()
+/// Rows are numbered over all buffers and blocks: whatever a row's number is needed for, one register serves.
+template <typename Rows, bool kFirst>
+__device__ __forceinline__ uint32_t first_made_row(uint32_t shared)
 {
-    return block_index() * kBlockPixels;
+    return made_row<Rows>(kFirst ? 0 : made_number(shared));
 }
 
-/// Where a byte of a row lies. Offsets of 32 bits: all rows are some 20 MB.
+/// Where a byte of a row lies. Offsets of 32 bits: all rows are some 35 MB.
 __device__ __forceinline__ char* made_byte(const StackParams& p, uint32_t row, uint32_t byte)
 {
     return p.made.made + (row * p.made.row_bytes + byte);

@@ -25,14 +25,13 @@ struct alignas(64) TensorMap {
 /// Rows of the first layer's streamed input that the kernel makes itself, see stack_made.cuh; made is null where they
 /// come as they are.
 struct StackMade {
-    char* made;          // [blocks][kBlockPixels][row_bytes]
-    uint32_t row_bytes;  // a multiple of 16
-    const char*
-        source;  // blends: [images or 1][P][T] of 16-bit values, otherwise a table [rows][columns][T] of float32
+    char* made;             // [kMadeBuffers][blocks][kBlockPixels][row_bytes]
+    uint32_t row_bytes;     // a multiple of 16
+    uint32_t row_stride;    // bytes of T channels of the source
+    const char* source;     // blends: 16-bit values [images or 1][P][T]; otherwise a float32 table [rows][columns][T]
     int64_t source_stride;  // bytes of an image (0: shared), or of a row of the table
-    uint32_t row_stride;    // bytes of T
+    const char* styles;     // blends: 16-bit values [B][kMaxBlend][row_bytes]
     uint32_t last_pixel;    // P - 1
-    const char* styles;     // blends: [B][kMaxBlend][row_bytes] of 16-bit values
     int32_t rows, columns;  // of a table
     bool exact;             // see TableLookupParams
 };

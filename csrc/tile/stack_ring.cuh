@@ -121,21 +121,42 @@ private:
     }
 };
 
-/// A phase in shared memory, where a register is one too many: returns it and turns it.
-__device__ __forceinline__ uint32_t next_phase(uint32_t address)
+/// Counters in shared memory, where a register is one too many.
+__device__ __forceinline__ void start_count(uint32_t address)
 {
-    uint32_t phase;
-    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(phase) : "r"(address) : "memory");
-    asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(phase ^ 1) : "memory");
-    return phase;
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(0) : "memory");
+}
+
+__device__ __forceinline__ uint32_t counted(uint32_t address)
+{
+    uint32_t count;
+    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(count) : "r"(address) : "memory");
+    return count;
+}
+
+/// Returns the count before.
+__device__ __forceinline__ uint32_t count(uint32_t address)
+{
+    const uint32_t before = counted(address);
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(before + 1) : "memory");
+    return before;
+}
+
+/// First row that a block makes of its unit of a number.
+template <typename Rows>
+__device__ __forceinline__ uint32_t made_row(uint32_t unit)
+{
+    uint32_t block = block_index();
+    if (Rows::kBuffers > 1) block += unit % Rows::kBuffers * gridDim.x;
+    return block * kBlockPixels;
 }
 
 /// One thread: weights, and the first layer's streamed inputs between them. Each block of the cluster fetches its
 /// share of a slab for all; inputs are its own. A slot is free when the warpgroups of every block have let go of it.
-/// made: completes when the rows of a unit but the first have been made, where they are made here.
-template <typename Shape, bool kMakes>
+/// Made: barriers of the rows that are made here.
+template <typename Shape, typename Rows, typename Made>
 __device__ __forceinline__ void produce_slabs(const StackParams& p, const void* input_map, uint32_t shared,
-                                              const StackBarriers<Shape>& bars, uint32_t made)
+                                              const StackBarriers<Shape>& bars, const Made& made)
 {
     const uint32_t rank = cluster_rank();
     constexpr uint32_t kShare = kSlabBytes / kCluster;
@@ -154,13 +175,14 @@ __device__ __forceinline__ void produce_slabs(const StackParams& p, const void* 
         int first = 0;
         if (p.streamed_slabs > 0) {
             first = 1;
-            const bool makes = kMakes && p.made.made != nullptr;
-            if (makes) mbarrier_wait_long(made, next_phase(shared + kMadePhase));
+            const bool makes = Rows::kMakes && p.made.made != nullptr;
+            if (makes) made.wait_full(count(shared + kMadeFetched));
             auto inputs = [&](int index) {
                 const uint32_t full = bars.full + 8 * at.slot();
                 mbarrier_wait_long(bars.empty + 8 * at.slot(), at.phase());
                 mbarrier_expect(full, kSlabBytes);
-                const int row = makes ? block_index() * kBlockPixels : unit.group * kGroupPixels + rank * kBlockPixels;
+                int row = unit.group * kGroupPixels + rank * kBlockPixels;
+                if (makes) row = made_row<Rows>(counted(shared + kMadeFetched) - 1);
                 for (int wg = 0; wg < kConsumers; ++wg) {
                     tensor_copy(shared + Shape::kRingOffset + at.slot() * kSlabBytes + wg * kInputSlabBytes, input_map,
                                 index * kSlab, row + wg * kWarpgroupPixels, p.input_per_image ? unit.image : 0, full);

@@ -11,6 +11,7 @@ namespace cips {
 template <typename T>
 struct ScaledRows {
     static constexpr bool kMakes = true;
+    static constexpr uint32_t kBuffers = 1;
 
     /// A warp takes a row at a time, a lane four channels of 128.
     template <bool kFirst>
@@ -19,7 +20,8 @@ struct ScaledRows {
         constexpr uint32_t kWarps = kFirst ? kStackThreads / 32 : kMakers;
         constexpr int kAhead = kFirst ? kRegisterInputs / 128 : 1;  // of a lane's channels, under way at once
 #pragma unroll 1
-        for (uint32_t row = first_made_row() + maker<kFirst>();;) {  // until the next would be another block's
+        for (uint32_t row = first_made_row<ScaledRows, kFirst>(shared) + maker<kFirst>();
+             ;) {  // until the next would be another block's
             const int2 unit = made_unit<kFirst>(p, shared);
             const uint64_t image = static_cast<uint32_t>(unit.x);
             const uint64_t pixel = made_pixel(p, unit.y, row);

@@ -12,17 +12,18 @@ namespace cips {
 template <typename T>
 struct TableRows {
     static constexpr bool kMakes = true;
+    static constexpr uint32_t kBuffers = 2;
 
-    /// Of a multiple of 64 channels: all lanes have something to do, or none.
     /// A warp takes 32 rows side by side, whose entries are often the same. Each lane finds the place of one; then it
-    /// takes two channels of all, with the corners that it holds. Places kept in memory cost 300 cycles a row.
+    /// takes two channels of all, with the corners that it holds. Places kept in memory cost 300 cycles a row. Of a
+    /// multiple of 64 channels, so that no lane leaves the loop before the others.
     template <bool kFirst>
     __device__ __forceinline__ static void make(const StackParams& p, uint32_t shared)
     {
         constexpr uint32_t kGroups = kBlockPixels / 32;
         constexpr uint32_t kSplit = kFirst ? kStackThreads / 32 / kGroups : 1;  // warps that share a group's channels
         constexpr int kAhead = kFirst ? 4 : 1;                                  // rows under way at once
-        uint32_t row = first_made_row() + 32 * (maker<kFirst>() / kSplit);
+        uint32_t row = first_made_row<TableRows, kFirst>(shared) + 32 * (maker<kFirst>() / kSplit);
 #pragma unroll 1
         for (;;) {
             Place mine = place_of(p, made_unit<kFirst>(p, shared), row + maker_thread() % 32);

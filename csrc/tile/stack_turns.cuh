@@ -59,7 +59,9 @@ struct StackTurns : Tail {
     __device__ __forceinline__ void release_rows() const
     {
         if constexpr (Tail::Rows::kMakes) {
-            if (p.made.made != nullptr && thread % 32 == 0) mbarrier_arrive(MadeBarriers(shared).empty);
+            if (p.made.made == nullptr || thread % 32 != 0) return;
+            const uint32_t unit = count(shared + kMadeRead + threadIdx.x / 32 * 4);
+            mbarrier_arrive(MadeBarriers<typename Tail::Rows>(shared).empty(unit));
         }
     }
 
@@ -183,7 +185,7 @@ __device__ __forceinline__ void run_stack(const StackParams& p, const TensorMap&
     using Shape = typename Consumer::Shape;
     const uint32_t shared = shared_address(memory);
     const StackBarriers<Shape> bars(shared);
-    const MadeBarriers made(shared);
+    const MadeBarriers<typename Consumer::Rows> made(shared);
     if (threadIdx.x == 0) {
         made.init();
         bars.init();
@@ -197,7 +199,7 @@ __device__ __forceinline__ void run_stack(const StackParams& p, const TensorMap&
         registers_give<24>();
         const int warp = threadIdx.x / 32 - 4 * kConsumers;
         if (threadIdx.x == 128 * kConsumers) {
-            produce_slabs<Shape, Consumer::Rows::kMakes>(p, &input_map, shared, bars, made.full);
+            produce_slabs<Shape, typename Consumer::Rows>(p, &input_map, shared, bars, made);
         } else if (threadIdx.x == 128 * kConsumers + 32) {
             produce_records<Shape>(p, shared, bars);
         } else if (warp >= 4 - kMakers) {
