@@ -28,9 +28,7 @@ MAPPING = "mapping_fwd_kernel"
 BLEND = [f"stack_blend_fwd_kernel<{half}, 2>" for half in HALVES]
 BLEND_PACK = [f"stack_blend_pack_kernel<{half}, 2>" for half in HALVES]
 PACK = [f"stack_{kind}pack_kernel<{half}>" for half in HALVES for kind in ("", "chain_")]
-LOOKUP = [
-    f"table_lookup_kernel<{table}, {half}, {blends}>" for half in HALVES for table in ("float", half) for blends in ("false", "true")
-]
+LOOKUP = [f"table_lookup_kernel<{table}, {half}>" for half in HALVES for table in ("float", half)]
 
 
 def sources() -> list[Path]:

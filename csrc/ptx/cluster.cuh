@@ -28,6 +28,14 @@ __device__ __forceinline__ uint32_t block_index()
     return index;
 }
 
+/// gridDim.x, likewise.
+__device__ __forceinline__ uint32_t block_count()
+{
+    uint32_t count;
+    asm volatile("mov.u32 %0, %%nctaid.x;" : "=r"(count));
+    return count;
+}
+
 /// How many clusters the grid has.
 __device__ __forceinline__ int cluster_count()
 {

@@ -55,11 +55,10 @@ __device__ __forceinline__ float small_pixel_coordinate(const PixelPlaces& p, in
 {
     if (p.coords != nullptr) return __ldg(p.coords + image * p.coords_batch_stride + 2 * int64_t{pixel} + second);
     const auto index = static_cast<uint32_t>(p.first_pixel) + static_cast<uint32_t>(pixel);
-    auto columns = static_cast<uint32_t>(p.grid_columns);
-    asm volatile("" : "+r"(columns));  // else what is made of it is kept for the next pixel
+    auto columns = static_cast<uint32_t>(p.grid_columns), rows = static_cast<uint32_t>(p.grid_rows);
+    asm volatile("" : "+r"(columns), "+r"(rows));  // else what is made of them is kept for the next pixel
     const uint32_t row = index / columns;
-    return second ? small_grid_coordinate(row, static_cast<int>(p.grid_rows))
-                  : small_grid_coordinate(index - row * columns, columns);
+    return second ? small_grid_coordinate(row, rows) : small_grid_coordinate(index - row * columns, columns);
 }
 
 /// (x, y) of a pixel of this call.

@@ -147,7 +147,7 @@ template <typename Rows>
 __device__ __forceinline__ uint32_t made_row(uint32_t unit)
 {
     uint32_t block = block_index();
-    if (Rows::kBuffers > 1) block += unit % Rows::kBuffers * gridDim.x;
+    if (Rows::kBuffers > 1) block += unit % Rows::kBuffers * block_count();
     return block * kBlockPixels;
 }
 

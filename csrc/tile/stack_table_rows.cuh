@@ -47,7 +47,9 @@ struct TableRows {
                         interpolate(interpolate(corner[0], corner[1], x), interpolate(corner[2], corner[3], x), y);
                     // past L1: the copy engine reads it from L2
                     __stcg(reinterpret_cast<unsigned int*>(made_byte(p, row, byte)), pack_pair(v.x, v.y, T()));
-                } while (++row % 32 != 0);
+                    ++row;
+                    asm volatile("" : "+r"(row));  // else the one before is kept as well
+                } while (row % 32 != 0);
                 row -= 32;
             }
             row += 32 * kMakers;
