@@ -104,7 +104,7 @@ def backward(
         )
         kept = [part.x.new_empty(0) for _ in range(3)]  # nothing: the stack is run again, some images of the tile at a time
         grads = torch.ops.cips_kernels.modfc_stack_backward(
-            None, grad_rgb.narrow(1, first, count), *part, *kept, *spec_values, flags, backend
+            None, grad_rgb.narrow(1, first, count), *part, *kept, *spec_values, "none", flags, backend
         )
         if flags[0]:
             tile.add(found, grads[0])

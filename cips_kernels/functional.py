@@ -11,7 +11,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from . import blended, cuda, cuda_saved, ops, reference, segments
+from . import blended, cuda, cuda_saved, ops, reference
 from .activations import resolve_activation
 from .arguments import (
     COMPUTE_DTYPES,
@@ -43,11 +43,9 @@ def _run(
     inputs: StackInputs, spec: StackSpec, want_features: bool, backend: str, save: str = "all"
 ) -> tuple[Tensor, Tensor]:
     differentiated = _needs_gradient(*inputs)
-    if save == "some" and differentiated and inputs.blend is None and len(segments.bounds(spec)) > 1:
-        return _run_segments(inputs, spec, want_features, backend)
     # leaky ReLUs alone are what the on-chip kernels have
     on_chip = spec.activation == "lrelu" and bool(spec.depth and spec.rgb_after) and not want_features
-    if differentiated and save == "all":
+    if differentiated and save != "none":
         on_chip = cuda_saved.serves(spec, inputs.x.dtype, want_features)
     name = resolve(backend, inputs.x.device, inputs.x.dtype, on_chip)
     if inputs.batch * inputs.pixels == 0:
@@ -55,22 +53,7 @@ def _run(
         name = "reference"
     if inputs.blend is not None and differentiated:
         return blended.differentiable(inputs, spec)
-    return ops.run_stack(inputs, spec, want_features, name, save == "all")
-
-
-def _run_segments(
-    inputs: StackInputs, spec: StackSpec, want_features: bool, backend: str
-) -> tuple[Tensor, Tensor]:
-    """A stack of which a backward finds the inputs of every segment kept."""
-    x, rgb, skip = inputs.x, None, inputs.skip
-    for begin, end in segments.bounds(spec):
-        part, part_spec = segments.segment(inputs, spec, begin, end)
-        has_rgb = bool(part_spec.rgb_after)
-        wanted = want_features or end < spec.depth
-        x, found = _run(part._replace(x=x, skip=skip if has_rgb else None), part_spec, wanted, backend, "none")
-        if has_rgb:
-            rgb = skip = found
-    return x, rgb if rgb is not None else ops.rgb_like(inputs, spec)
+    return ops.run_stack(inputs, spec, want_features, name, save)
 
 
 def modulate(
@@ -331,8 +314,9 @@ def modfc_stack(
         want_features: False saves the last layer's output where only RGB is wanted.
         save: what is kept for a backward. "all": every layer's output. "none": the inputs alone; the backward runs the
             forward again, an image or a tile of pixels at a time, whose activations are all that it then holds. "some":
-            the inputs of every few layers, about as many as the square root of the depth. Without gradients nothing is
-            kept. Gradients differ in the last bits, since sums over pixels are taken in other parts.
+            every layer's output of the first half of the images, or of the pixels where there is but one image, and of
+            the others the inputs alone: half of the memory, half of the time that "none" adds. Without gradients nothing
+            is kept. Gradients differ in the last bits, since sums over pixels are taken in other parts.
 
     Returns:
         `(features, rgb)`: the output of the last layer, or of the block that ends with it (None unless wanted, or

@@ -41,13 +41,13 @@ _SPEC = (
 # outputs take the memory order of `x`, so a compiler may not hand `x` over in another
 _TAGS = (torch.Tag.pt2_compliant_tag, getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order))
 _library.define(
-    f"modfc_stack({_TENSORS}, {_SPEC}, bool want_features, bool save, str backend)"
+    f"modfc_stack({_TENSORS}, {_SPEC}, bool want_features, str save, str backend)"
     " -> (Tensor features, Tensor rgb, Tensor activations, Tensor mods)",
     tags=_TAGS,
 )
 _library.define(
     f"modfc_stack_backward(Tensor? grad_features, Tensor? grad_rgb, {_TENSORS}, Tensor features, Tensor activations, Tensor mods,"
-    f" {_SPEC}, bool[] needs, str backend)"
+    f" {_SPEC}, str save, bool[] needs, str backend)"
     " -> (Tensor x, Tensor weights, Tensor styles, Tensor biases, Tensor noise_strengths, Tensor noise)",
     tags=_TAGS,
 )
@@ -106,26 +106,29 @@ def _stack(*args) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     inputs, spec = StackInputs(*args[:_N_TENSORS]), _spec(args[_N_TENSORS : _N_TENSORS + _N_SPEC])
     want_features, save, backend = args[_N_TENSORS + _N_SPEC :]
     with operator_context(inputs.x.device):
-        features, rgb, saved = _module(backend, spec, inputs).forward(inputs, spec, want_features, save)
+        features, rgb, saved = recompute.forward(inputs, spec, want_features, save, _module(backend, spec, inputs))
     return features, rgb, saved.activations, saved.mods
 
 
 def _stack_fake(*args) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     inputs, spec = StackInputs(*args[:_N_TENSORS]), _spec(args[_N_TENSORS : _N_TENSORS + _N_SPEC])
     want_features, save, backend = args[_N_TENSORS + _N_SPEC :]
-    x, batch = inputs.x, inputs.batch
-    if save and backend == "cuda" and inputs.blend is None and cuda_saved.serves(spec, x.dtype, want_features):
-        features, activations, signs = cuda_saved.empty_saved(x, spec, batch)
+    x = inputs.x
+    images, pixels = recompute.kept(inputs.batch, inputs.pixels, save)
+    kept = x[:, :pixels]
+    if save != "none" and backend == "cuda" and inputs.blend is None and cuda_saved.serves(spec, x.dtype, want_features):
+        features, activations, signs = cuda_saved.empty_saved(kept, spec, images)
         return features, rgb_like(inputs, spec), activations, signs
     features, activations, mods = x.new_empty(0), x.new_empty(0), x.new_empty(0)
-    if spec.depth and (want_features or save):
-        features = empty_like_layout(x, batch, spec.widths[-1], x.dtype)
-    if save:
+    if spec.depth and (want_features or save != "none"):
+        of = (x, inputs.batch) if want_features else (kept, images)
+        features = empty_like_layout(*of, spec.widths[-1], x.dtype)
+    if save != "none":
         widths, blocks = spec.saved
-        activations = x.new_empty(activation_offsets(widths, batch, inputs.pixels, blocks)[-1])
+        activations = x.new_empty(activation_offsets(widths, images, pixels, blocks)[-1])
         # the cpu backend makes its matrices anew, one image's at a time
         anew = backend == "cpu" and spec.activation == "lrelu"
-        mods = x.new_empty(0 if anew else spec.packing(batch).mod_numel)
+        mods = x.new_empty(0 if anew else spec.packing(images).mod_numel)
     return features, rgb_like(inputs, spec), activations, mods
 
 
@@ -141,8 +144,9 @@ def _stack_setup(ctx, inputs, output) -> None:
     # on chip, which the dtype of signs tells, features that nobody asked for are every layer's output
     hidden = (features,) if mods.dtype == torch.int32 else ()
     ctx.mark_non_differentiable(*hidden, activations, mods)
-    # a call that kept nothing (save=False) runs again in its backward
-    ctx.save_for_backward(*inputs[:_N_TENSORS], features if inputs[-2] else activations, activations, mods)
+    ctx.save = inputs[-2]
+    # a call that kept nothing runs again in its backward
+    ctx.save_for_backward(*inputs[:_N_TENSORS], features if ctx.save != "none" else activations, activations, mods)
     ctx.spec_values = inputs[_N_TENSORS : _N_TENSORS + _N_SPEC]
     ctx.backend = inputs[-1]
 
@@ -161,7 +165,7 @@ def _stack_autograd(ctx, grad_features, grad_rgb, _grad_activations, _grad_mods)
     flags = [needs[0], needs[1] or needs[2], needs[3], needs[4] or needs[7]]
     if any(flags):
         out = torch.ops.cips_kernels.modfc_stack_backward(
-            grad_features, grad_rgb, *tensors, *ctx.spec_values, flags, ctx.backend
+            grad_features, grad_rgb, *tensors, *ctx.spec_values, ctx.save, flags, ctx.backend
         )
         for index, slot in enumerate((0, 1, 2, 3, 4, 7)):
             grads[slot] = out[index] if needs[slot] else None
@@ -184,11 +188,10 @@ def _stack_backward(*args) -> tuple[Tensor, ...]:
     inputs, saved, spec, needs, backend = _split_backward(args)
     module = _module(backend, spec)
     with operator_context(inputs.x.device):
-        if spec.depth and saved.features.numel() == 0 < inputs.batch * inputs.pixels:  # nothing was kept
-            values = getattr(module, "noise_values", recompute.noise_values)
-            grads = recompute.backward(args[0], args[1], inputs, spec, needs, module, values)
-        else:
+        if args[-3] == "all":
             grads = module.backward(args[0], args[1], inputs, spec, saved, needs)
+        else:
+            grads = recompute.backward(args[0], args[1], inputs, spec, saved, args[-3], needs, module)
     return _present(grads, inputs, needs)
 
 
@@ -248,7 +251,7 @@ def _stack_double_backward(ctx, *grad_outputs):
         grads = reference.differentiable_backward(tensors[0], tensors[1], inputs, _spec(ctx.spec_values))
         flags = _wanted(inputs, Needs(*ctx.needs))
         pairs = [(g, v) for g, v, w in zip(grads, grad_outputs, flags) if w and v is not None and g is not None and g.requires_grad]
-        out: list[Tensor | None] = [None] * (5 + _N_TENSORS + _N_SPEC + 2)
+        out: list[Tensor | None] = [None] * (5 + _N_TENSORS + _N_SPEC + 3)
         if pairs and wanted:
             found = torch.autograd.grad(
                 [g for g, _ in pairs],
@@ -428,11 +431,11 @@ def _spec_values(spec: StackSpec) -> tuple:
 
 
 def run_stack(
-    inputs: StackInputs, spec: StackSpec, want_features: bool, backend: str, keep: bool = True
+    inputs: StackInputs, spec: StackSpec, want_features: bool, backend: str, save: str = "all"
 ) -> tuple[Tensor, Tensor]:
-    """Call the operator with a resolved backend: `(features, rgb)`, keeping what a backward needs only if one may come;
-    with `keep=False` the inputs alone."""
-    save = keep and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    """Call the operator with a resolved backend: `(features, rgb)`, keeping what `save` says only if a backward may come."""
+    differentiated = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    save = save if differentiated else "none"
     features, rgb, _, _ = torch.ops.cips_kernels.modfc_stack(*inputs, *_spec_values(spec), want_features, save, backend)
     return features, rgb
 

@@ -1,25 +1,23 @@
-"""The backward of a call that kept its inputs alone: the forward again and then the backward, a part of the images or
-pixels at a time.
+"""A call that keeps less than every layer's output: of half of its images or pixels, or of none.
 
-A part's activations are all that is held at once, about a gigabyte for the paper's stack in bfloat16, whatever the number
-of images and their size. Gradients are sums over parts in a fixed order, in float32 (float64 for float64).
+The backward runs the forward of the others again, a part of the images or pixels at a time, whose activations, about a
+gigabyte for the paper's stack in bfloat16, are all that it then holds besides. Gradients are sums over parts in a fixed
+order, in float32 (float64 for float64).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from .noise import normal_at, pixel_counters
-from .spec import Needs, StackGrads, StackInputs, StackSpec, accumulation_dtype, empty_like_layout
+from .spec import Needs, StackGrads, StackInputs, StackSaved, StackSpec, accumulation_dtype, empty_like_layout
 
 _ROWS = 1 << 16  # images x pixels of a part: one 256 x 256 image
-
-NoiseValues = Callable[[StackInputs, StackSpec, int, int], "Tensor | None"]
-
+_UNIT = 256  # pixels: an image is cut where on-chip kernels begin a unit of work
 
 def noise_values(inputs: StackInputs, spec: StackSpec, first_pixel: int, first_image: int) -> Tensor | None:
     """Counter noise of every layer of a part, `[L, B, P]` float32, in plain PyTorch."""
@@ -42,9 +40,65 @@ def parts(batch: int, pixels: int, rows: int) -> Iterator[tuple[int, int, int, i
             yield image, min(images, batch - image), pixel, min(count, pixels - pixel)
 
 
+def kept(batch: int, pixels: int, save: str) -> tuple[int, int]:
+    """(images, pixels of each) of which a forward keeps every layer's output: the first ones. With "some" half of the images,
+    or of the pixels where there is but one image, rounded up."""
+    if save != "some":
+        return (batch, pixels) if save == "all" else (0, 0)
+    return ((batch + 1) // 2, pixels) if batch > 1 else (batch, min(pixels, (pixels // 2 + _UNIT - 1) // _UNIT * _UNIT))
+
+
+def _others(batch: int, pixels: int, images: int, count: int, rows: int) -> Iterator[tuple[int, int, int, int]]:
+    """As `parts`, of all but the first `images` images, or but the first `count` pixels of the only one."""
+    first_image, first_pixel = (images, 0) if count in (0, pixels) else (0, count)
+    for image, number, pixel, size in parts(batch - first_image, pixels - first_pixel, rows):
+        yield image + first_image, number, pixel + first_pixel, size
+
+
 def _cut(t: Tensor | None, dim: int, first: int, count: int, full: int) -> Tensor | None:
     """Those images of a tensor that has one entry an image in `dim`; as it is where it has one for all."""
     return t if t is None or full == 1 or t.shape[dim] != full else t.narrow(dim, first, count)
+
+
+def _part(
+    inputs: StackInputs, spec: StackSpec, module: ModuleType, image: int, images: int, pixel: int, count: int
+) -> StackInputs:
+    """The call on some images and pixels, with the noise of the whole call, which a backend by itself would count from the
+    part's first image."""
+    batch, coords = inputs.batch, inputs.coords
+    part = inputs.cut(pixel, count)
+    part = part._replace(
+        x=_cut(part.x, 0, image, images, inputs.x.shape[0]),
+        styles=part.styles.narrow(0, image, images),
+        skip=_cut(part.skip, 0, image, images, batch),
+        noise=None if part.noise is None else part.noise.narrow(1, image, images),
+        coords=_cut(part.coords, 0, image, images, batch) if coords is not None and coords.dim() == 3 else part.coords,
+    )
+    if part.seed is None or image + pixel == 0:  # a backend counts from the first image and pixel
+        return part
+    values = getattr(module, "noise_values", noise_values)
+    return part._replace(noise=values(part, spec, pixel, image), seed=None)
+
+
+def forward(
+    inputs: StackInputs, spec: StackSpec, want_features: bool, save: str, module: ModuleType
+) -> tuple[Tensor, Tensor, StackSaved]:
+    """As `module.forward`, keeping what `kept` says. Features that are not wanted are those of what is kept."""
+    batch, pixels = inputs.batch, inputs.pixels
+    images, count = kept(batch, pixels, save)
+    if images * count in (0, batch * pixels):
+        return module.forward(inputs, spec, want_features, save != "none")
+    features, rgb, saved = module.forward(_part(inputs, spec, module, 0, images, 0, count), spec, want_features, True)
+    rest = (images, batch - images, 0, pixels) if batch > 1 else (0, 1, count, pixels - count)
+    rest_features, rest_rgb, _ = module.forward(_part(inputs, spec, module, *rest), spec, want_features, False)
+
+    def both(first: Tensor, second: Tensor) -> Tensor:
+        whole = empty_like_layout(inputs.x, batch, first.shape[2], first.dtype)
+        of_first, of_second = whole.split_with_sizes((images, rest[1]) if batch > 1 else (count, rest[3]), 0 if batch > 1 else 1)
+        of_first.copy_(first), of_second.copy_(second)
+        return whole
+
+    return both(features, rest_features) if want_features and spec.depth else features, both(rgb, rest_rgb), saved
 
 
 def backward(
@@ -52,15 +106,18 @@ def backward(
     grad_rgb: Tensor | None,
     inputs: StackInputs,
     spec: StackSpec,
+    saved: StackSaved,
+    save: str,
     needs: Needs,
     module: ModuleType,
-    values: NoiseValues = noise_values,
 ) -> StackGrads:
-    """The gradients of a call, by `module.forward` and `module.backward` of its parts.
+    """The gradients of a call, by `module.backward` of what is kept, and `module.forward` and `module.backward` of parts of
+    the others.
 
     Args:
+        saved: of what is kept, but for features, which may be those of the whole call.
+        save: what is kept, "some" or "none", see `kept`.
         module: a backend.
-        values: what draws a part's counter noise, which a backend by itself would count from the part's first image.
     """
     x, batch, pixels = inputs.x, inputs.batch, inputs.pixels
     wide = accumulation_dtype(x.dtype)
@@ -76,26 +133,27 @@ def backward(
         if needs.noise and inputs.noise is not None
         else None,
     )
-    for image, images, pixel, count in parts(batch, pixels, _ROWS):
-        part = inputs.cut(pixel, count)
-        part = part._replace(
-            x=_cut(part.x, 0, image, images, x.shape[0]),
-            styles=part.styles.narrow(0, image, images),
-            skip=None,  # adds to the sum and is not asked for here
-            noise=None if part.noise is None else part.noise.narrow(1, image, images),
-            coords=_cut(part.coords, 0, image, images, batch) if part.coords is not None and part.coords.dim() == 3 else part.coords,
-        )
-        if part.seed is not None:
-            part = part._replace(noise=values(part, spec, pixel, image), seed=None)
-        features, _, saved = module.forward(part, spec, False, True)
-        del features  # saved holds it
+    inputs = inputs._replace(skip=None)  # adds to the sum and is not asked for here
+    images, count = kept(batch, pixels, save)
+
+    def add(saved: StackSaved | None, image: int, images: int, pixel: int, count: int) -> None:
+        part = _part(inputs, spec, module, image, images, pixel, count)
+        if saved is None:
+            features, _, saved = module.forward(part, spec, False, True)
+            del features  # saved holds it
         grads = [
             None if g is None else g.narrow(0, image, images).narrow(1, pixel, count) for g in (grad_features, grad_rgb)
         ]
         found = module.backward(*grads, part, spec, saved, needs)
         del saved
         _add(total, found, inputs, image, images, pixel, count)
-        del part, grads, found  # before the next one's are made
+
+    if images * count:
+        if saved.features.dim() == 3:
+            saved = saved._replace(features=saved.features[:images, :count])
+        add(saved, 0, images, 0, count)
+    for place in _others(batch, pixels, images, count, _ROWS):
+        add(None, *place)
     return total._replace(x=total.x.to(x.dtype)) if total.x is not None else total
 
 

@@ -34,10 +34,10 @@ CASES = {
 }
 
 
-def stack_arguments(case: StackCase, backend: str, save: bool = True, activation: str = "lrelu") -> tuple:
+def stack_arguments(case: StackCase, backend: str, save: str = "all", activation: str = "lrelu") -> tuple:
     """The arguments of the operator `modfc_stack`, as leaves."""
     inputs, spec = case.call(lambda x, *a, layout, **k: stack_call(x, *a, **k), activation=activation)
-    leaves = [t if t is None else t.detach().requires_grad_(save and t.is_floating_point()) for t in inputs]
+    leaves = [t if t is None else t.detach().requires_grad_(save != "none" and t.is_floating_point()) for t in inputs]
     return *leaves, *ops._spec_values(spec), True, save, backend
 
 
@@ -59,18 +59,17 @@ def test_opcheck_stack(name, order, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("save", [True, False])
+@pytest.mark.parametrize("save", ["all", "some", "none"])
 def test_opcheck_stack_of_sines(save, backend):
     arguments = stack_arguments(random_stack(**CASES["blocks"]), backend, save, "sinrelu")
     opcheck(torch.ops.cips_kernels.modfc_stack.default, arguments)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_opcheck_stack_without_gradients(backend):
-    opcheck(
-        torch.ops.cips_kernels.modfc_stack.default,
-        stack_arguments(random_stack((4, 5), (0,)), backend, save=False),
-    )
+@pytest.mark.parametrize("save, batch, pixels", [("none", 2, 4), ("some", 1, 300), ("some", 3, 5)])
+def test_opcheck_stack_that_keeps_less(save, batch, pixels, backend):
+    case = random_stack((6, 5, 4), (0, 1), batch=batch, pixels=pixels, noise=3)
+    opcheck(torch.ops.cips_kernels.modfc_stack.default, stack_arguments(channel_major(case), backend, save))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +88,7 @@ def test_opcheck_stack_backward(needs, backend, activation):
     features, rgb, activations, mods = torch.ops.cips_kernels.modfc_stack(*args)
     sent = [torch.randn_like(out).requires_grad_() for out in (features, rgb)]
     saved = [t.detach() for t in (features, activations, mods)]
-    arguments = (*sent, *args[:TENSORS], *saved, *args[TENSORS:-3], list(needs), backend)
+    arguments = (*sent, *args[:TENSORS], *saved, *args[TENSORS:-3], "all", list(needs), backend)
     opcheck(torch.ops.cips_kernels.modfc_stack_backward.default, arguments)
 
 
@@ -286,6 +285,7 @@ def test_operator_returns_empty_tensors_for_unwanted_gradients(backend):
                 *args[:TENSORS],
                 *saved,
                 *args[TENSORS:-3],
+                "all",
                 needs,
                 backend,
             )

@@ -51,10 +51,10 @@ def make(dtype: torch.dtype = torch.float32, **options) -> StackCase:
     return random_stack(WIDTHS, (0, 1), dtype=dtype, device=DEVICE, **options)
 
 
-def stack_arguments(case: StackCase, backend: str, save: bool = True) -> tuple:
+def stack_arguments(case: StackCase, backend: str, save: str = "all") -> tuple:
     """The arguments of the operator `modfc_stack`, as leaves."""
     inputs, spec = case.call(lambda x, *a, layout, **k: stack_call(x, *a, **k))
-    leaves = [t if t is None else t.detach().requires_grad_(save and t.is_floating_point()) for t in inputs]
+    leaves = [t if t is None else t.detach().requires_grad_(save != "none" and t.is_floating_point()) for t in inputs]
     return *leaves, *ops._spec_values(spec), True, save, backend
 
 
@@ -101,7 +101,7 @@ def test_opcheck_stack_backward(backend):
     args = stack_arguments(make(), backend)
     features, rgb, activations, mods = (t.detach() for t in torch.ops.cips_kernels.modfc_stack(*args))
     sent = [torch.randn_like(out).requires_grad_() for out in (features, rgb)]
-    arguments = (*sent, *args[:TENSORS], features, activations, mods, *args[TENSORS:-3], [True] * 4, backend)
+    arguments = (*sent, *args[:TENSORS], features, activations, mods, *args[TENSORS:-3], "all", [True] * 4, backend)
     opcheck(torch.ops.cips_kernels.modfc_stack_backward.default, arguments)
 
 

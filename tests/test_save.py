@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cips_kernels import Encoding, FusedModFCStack, functional, recompute, segments
+from cips_kernels import Encoding, FusedModFCStack, functional, recompute
 from cips_kernels.noise import normal
 from cips_kernels.spec import StackInputs, StackSpec
 from cips_kernels.testing import StackCase, assert_close_as_eager, random_stack, relative_error
@@ -126,17 +126,33 @@ def test_what_is_kept() -> None:
             case.call(functional.modfc_stack, backend="cpu", save=save, want_features=False)
         kept[save] = seen.bytes / (4 * 8 * pixels)
     assert depth < kept["all"] < depth + 1.5  # layers' outputs, the last included
-    assert 3 <= kept["some"] < 4  # three segments' inputs
+    assert 1 + depth / 2 < kept["some"] < 1 + depth / 2 + 1  # the input, and of half of the pixels every output
     assert 1 <= kept["none"] < 1.5  # the input
 
 
-def test_segments_cut_no_block() -> None:
-    spec = StackSpec((4,) * 16, (14,))
-    assert segments.bounds(spec) == [(0, 4), (4, 8), (8, 12), (12, 15)]
-    blocked = StackSpec((4,) * 16, (14,), blocks=((3, 4), (7, 8), (11, 14)))
-    assert segments.bounds(blocked) == [(0, 15)]
-    assert segments.bounds(StackSpec((4,) * 16, (14,), blocks=((3, 4), (11, 11)))) == [(0, 8), (8, 12), (12, 15)]
-    assert segments.bounds(StackSpec((4, 4), (0,))) == [(0, 1)]
+@pytest.mark.parametrize(
+    ("shape", "save", "expected"),
+    [
+        ((3, 40), "all", (3, 40)), ((3, 40), "none", (0, 0)), ((3, 40), "some", (2, 40)), ((4, 1), "some", (2, 1)),
+        ((1, 40), "some", (1, 40)), ((1, 600), "some", (1, 512)), ((1, 65536), "some", (1, 32768)),
+        ((0, 40), "some", (0, 40)), ((1, 0), "some", (1, 0)),
+    ],
+)  # fmt: skip
+def test_what_some_means(shape: tuple[int, int], save: str, expected: tuple[int, int]) -> None:
+    assert recompute.kept(*shape, save) == expected
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("planes", [False, True])
+def test_half_of_an_image(backend: str, planes: bool, rows: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recompute, "_UNIT", 4)
+    case = random_stack(WIDTHS, RGB_AFTER, batch=1, pixels=15, dtype=torch.float64, noise=5, skip=True, blocks=BLOCKS)
+    if planes:
+        case = case.map(lambda name, t: t.transpose(1, 2).contiguous().transpose(1, 2) if name == "x" else t)
+    (out, found), (whole, wanted) = (gradients(case, backend, mode) for mode in ("some", "all"))
+    for a, b in zip([*out, *found], [*whole, *wanted], strict=True):
+        assert a.stride() == b.stride()
+        assert relative_error(a, b) < 1e-6
 
 
 @pytest.mark.parametrize("save", ["some", "none"])
