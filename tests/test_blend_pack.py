@@ -48,7 +48,7 @@ def held_order() -> np.ndarray:
 class Packed:
     """Random tensors and what the kernel made of them; NaN wherever it wrote nothing."""
 
-    def __init__(self, host: ctypes.CDLL, widths: tuple[int, ...], held: int, batch: int = 2) -> None:
+    def __init__(self, host: ctypes.CDLL, widths: tuple[int, ...], held: int, batch: int = 3) -> None:
         rng = np.random.default_rng(0)
         self.widths, self.held, self.batch, self.depth = widths, held, batch, len(widths) - 1
         pairs = list(zip(widths, widths[1:]))

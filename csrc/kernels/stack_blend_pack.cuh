@@ -13,32 +13,67 @@ __device__ __forceinline__ int accumulator_order(int channel)
     return channel / 16 * 16 + channel % 8 / 2 * 4 + channel / 8 % 2 * 2 + channel % 2;
 }
 
-/// sum_j (c W_ij)^2 s_kj s_lj for each pair k <= l, by a warp.
+constexpr int kFormChannels = 4, kFormImages = 2;  // that a warp sums at once: what it loads serves all of them
+
+/// Sums of kFormImages images and kFormChannels rows, of each pair of styles.
 template <int kStyles>
-__device__ __forceinline__ void sum_forms(float (&sums)[kStyles * (kStyles + 1) / 2], const StackPackParams& p,
-                                          const StackLayer& l, const float* styles, int row)
+using Forms = float[kFormImages][kFormChannels][kStyles * (kStyles + 1) / 2];
+
+/// sum_j (c W_ij)^2 s_kj s_lj for each pair k <= l, by a warp: of rows from `row` on and images from `image` on. Those
+/// beyond the last are the last again.
+template <int kStyles>
+__device__ __forceinline__ void sum_forms(Forms<kStyles>& sums, const StackPackParams& p, const StackLayer& l,
+                                          int image, int row)
 {
-    const float* weight = p.weights + l.weight_offset + static_cast<int64_t>(row) * l.in_features;
     const float scale = 1.0f / static_cast<float>(l.in_features);
-#pragma unroll 4
+    const float* weights[kFormChannels];
+    const float* styles[kFormImages];
+#pragma unroll
+    for (int r = 0; r < kFormChannels; ++r) {
+        weights[r] =
+            p.weights + l.weight_offset + static_cast<int64_t>(min(row + r, l.out_features - 1)) * l.in_features;
+    }
+#pragma unroll
+    for (int i = 0; i < kFormImages; ++i) {
+        styles[i] = p.styles + min(image + i, p.batch - 1) * p.style_stride + l.style_offset;
+    }
+#pragma unroll 2
     for (int j = threadIdx.x % 32; j < l.in_features; j += 32) {
-        const float w = __ldg(weight + j), square = scale * w * w;
-        float s[kStyles];
+        float square[kFormChannels], s[kFormImages][kStyles];
 #pragma unroll
-        for (int k = 0; k < kStyles; ++k) {
-            s[k] = k < p.kinds ? __ldg(styles + k * p.kind_stride + l.style_offset + j) : 0.0f;
+        for (int r = 0; r < kFormChannels; ++r) {
+            const float w = __ldg(weights[r] + j);
+            square[r] = scale * w * w;
         }
-        int pair = 0;
 #pragma unroll
-        for (int k = 0; k < kStyles; ++k) {
+        for (int i = 0; i < kFormImages; ++i) {
 #pragma unroll
-            for (int other = k; other < kStyles; ++other, ++pair) {
-                sums[pair] = fmaf(k == other ? square : 2.0f * square, s[k] * s[other], sums[pair]);
+            for (int k = 0; k < kStyles; ++k) s[i][k] = k < p.kinds ? __ldg(styles[i] + k * p.kind_stride + j) : 0.0f;
+        }
+#pragma unroll
+        for (int i = 0; i < kFormImages; ++i) {
+            int pair = 0;
+#pragma unroll
+            for (int k = 0; k < kStyles; ++k) {
+#pragma unroll
+                for (int other = k; other < kStyles; ++other, ++pair) {
+                    const float product = s[i][k] * s[i][other];
+#pragma unroll
+                    for (int r = 0; r < kFormChannels; ++r) {
+                        sums[i][r][pair] = fmaf(k == other ? square[r] : 2.0f * square[r], product, sums[i][r][pair]);
+                    }
+                }
             }
         }
     }
 #pragma unroll
-    for (float& sum : sums) sum = warp_sum(sum);
+    for (auto& of_image : sums) {
+#pragma unroll
+        for (auto& of_row : of_image) {
+#pragma unroll
+            for (float& sum : of_row) sum = warp_sum(sum);
+        }
+    }
 }
 
 /// What demodulation reads of one output channel: see StackShape<2>.
@@ -66,54 +101,77 @@ __device__ __forceinline__ void pack_forms(char* record, int index, int channel,
     row[Shape::kFormStep / 16] = make_uint4(pairs[1][0], pairs[1][1], pairs[1][2], pairs[1][3]);
 }
 
-/// What a record holds of one output channel, by a warp: lanes that have nothing to write are idle. number: of the
+/// What a record holds of kFormChannels output channels from `channel` on, of one image, by a warp. number: of the
 /// record, a chunk has kHalves.
-template <typename T, typename Shape>
-__device__ __forceinline__ void pack_channel(const StackPackParams& p, int image, int number, int channel)
+template <typename T, typename Shape, typename Sums>
+__device__ __forceinline__ void pack_channels(const StackPackParams& p, int image, int index, int number, int channel,
+                                              const Sums& sums)
 {
     const int lane = threadIdx.x % 32;
-    int index = 0;
-    while (index + 1 < p.depth && p.layers[index + 1].first_record <= number / kHalves) ++index;
     const StackLayer& l = p.layers[index];
     const int row = (number - kHalves * l.first_record) * Shape::kOutputs + channel;
-    const bool exists = row < l.out_features;
     const float* styles = p.styles + image * p.style_stride;
     char* record = p.records + image * p.record_stride + static_cast<int64_t>(number) * Shape::kRecordBytes;
-    const int order = accumulator_order(channel);
 
-    const float nothing = exists || index > 0 ? 0.0f : 1.0f;  // layer 0 has no eps of its own, see below
-    float forms[Shape::kForms] = {nothing, nothing, nothing};
-    if (exists && p.demodulate) sum_forms<Shape::kStyles>(forms, p, l, styles, row);
-    if (lane == 0) {
-        // a channel that does not exist is zero times a finite number
+    if (lane < kFormChannels) {
+        const bool exists = row + lane < l.out_features;
+        // a channel that does not exist is zero times a finite number; layer 0 has no eps of its own, see below
+        float forms[Shape::kForms];
+#pragma unroll
+        for (int k = 0; k < Shape::kForms; ++k) {
+            forms[k] = exists || index > 0 ? 0.0f : 1.0f;
+#pragma unroll
+            for (int r = 0; r < kFormChannels; ++r) forms[k] = exists && lane == r ? sums[r][k] : forms[k];
+        }
         const float eps = exists && p.demodulate ? p.eps : 1.0f;
-        pack_forms<Shape>(record, index, channel, forms, exists ? p.biases[l.bias_offset + row] : 0.0f, eps);
-        if (channel < 4) {
-            reinterpret_cast<float*>(record + Shape::kStrength)[channel] = channel == 0 ? p.strengths[index] : 0.0f;
+        pack_forms<Shape>(record, index, channel + lane, forms, exists ? p.biases[l.bias_offset + row + lane] : 0.0f,
+                          eps);
+        if (channel == 0) {
+            reinterpret_cast<float*>(record + Shape::kStrength)[lane] = lane == 0 ? p.strengths[index] : 0.0f;
         }
     }
-    if (lane < Shape::kStyles) {  // the next layer's styles: of 16 channels a thread has [style][half][2]
+    if (lane < kFormChannels * Shape::kStyles) {  // the next layer's styles: of 16 channels a thread has
+        const int of = lane / Shape::kStyles, kind = lane % Shape::kStyles;  // [style][half][2]
+        const int order = accumulator_order(channel + of);
         float s = 0.0f;
-        if (exists && index + 1 < p.depth && lane < p.kinds) {
-            s = styles[lane * p.kind_stride + p.layers[index + 1].style_offset + row];
+        if (row + of < l.out_features && index + 1 < p.depth && kind < p.kinds) {
+            s = styles[kind * p.kind_stride + p.layers[index + 1].style_offset + row + of];
         }
-        const int place = (order / 16 * 4 + order / 4 % 4) * Shape::kStyleStep + 4 * lane + order % 4;
+        const int place = (order / 16 * 4 + order / 4 % 4) * Shape::kStyleStep + 4 * kind + order % 4;
         reinterpret_cast<T*>(record + Shape::kStyle)[place] = static_cast<T>(s);
     }
-    if (lane < 8) {  // ToRGB: colour c of style k is column 4 k + c
-        const int kind = lane / 4, colour = lane % 4;
+    static_assert(kFormChannels * 8 == 32, "a lane for each channel, style and colour");
+    {  // ToRGB: colour c of style k is column 4 k + c
+        const int of = lane / 8, kind = lane % 8 / 4, colour = lane % 4;
         float sum = 0.0f;
-        if (l.rgb && exists && colour < p.channels && kind < p.kinds) {
+        if (l.rgb && row + of < l.out_features && colour < p.channels && kind < p.kinds) {
             const float scale = p.fold * rsqrtf(static_cast<float>(l.out_features));
             for (int i = 0; i < p.rgb_count; ++i) {
                 const StackRgb& r = p.rgbs[i];
                 if (r.layer != index) continue;
-                const float weight = p.weights[r.weight_offset + static_cast<int64_t>(colour) * l.out_features + row];
-                sum += scale * styles[kind * p.kind_stride + r.style_offset + row] * weight;
+                const float weight =
+                    p.weights[r.weight_offset + static_cast<int64_t>(colour) * l.out_features + row + of];
+                sum += scale * styles[kind * p.kind_stride + r.style_offset + row + of] * weight;
             }
         }
-        const int place = channel / 8 * (Shape::kRgbStep / 2) + lane * 8 + channel % 8;
+        const int place = (channel + of) / 8 * (Shape::kRgbStep / 2) + lane % 8 * 8 + (channel + of) % 8;
         reinterpret_cast<T*>(record + Shape::kRgb)[place] = static_cast<T>(sum);
+    }
+}
+
+/// The same of kFormImages images from `image` on, forms and all.
+template <typename T, typename Shape>
+__device__ __forceinline__ void pack_records(const StackPackParams& p, int image, int number, int channel)
+{
+    int index = 0;
+    while (index + 1 < p.depth && p.layers[index + 1].first_record <= number / kHalves) ++index;
+    const StackLayer& l = p.layers[index];
+    const int row = (number - kHalves * l.first_record) * Shape::kOutputs + channel;
+    Forms<Shape::kStyles> sums = {};
+    if (row < l.out_features && p.demodulate) sum_forms<Shape::kStyles>(sums, p, l, image, row);
+#pragma unroll
+    for (int i = 0; i < kFormImages; ++i) {
+        if (image + i < p.batch) pack_channels<T, Shape>(p, image + i, index, number, channel, sums[i]);
     }
 }
 
@@ -142,25 +200,39 @@ __device__ __forceinline__ void pack_features(const StackPackParams& p, int imag
     }
 }
 
-/// Grid: (blocks of eight output channels' records, then as many of eight rows of weights, then one of constants;
-/// images). Images share the rows among them.
+/// Grid: (blocks of eight times kFormChannels output channels' records, then of eight rows of weights, then one of
+/// constants; groups of kFormImages images). Groups share the rows among them.
 template <typename T, int kStyles>
 __global__ void __launch_bounds__(kPackThreads) stack_blend_pack_kernel(const __grid_constant__ StackPackParams p)
 {
     using Shape = StackShape<kStyles>;
-    const int image = blockIdx.y, block = blockIdx.x, warp = threadIdx.x / 32;
+    constexpr int kWarps = kPackThreads / 32;
+    const int image = blockIdx.y * kFormImages, warp = threadIdx.x / 32;
+    int block = blockIdx.x;
+    if (block < p.row_blocks / kFormChannels) {
+        const int channel = (block * kWarps + warp) * kFormChannels;
+        pack_records<T, Shape>(p, image, channel / Shape::kOutputs, channel % Shape::kOutputs);
+        return;
+    }
+    block -= p.row_blocks / kFormChannels;
     if (block < p.row_blocks) {
-        const int row = block * (kPackThreads / 32) + warp;
-        pack_channel<T, Shape>(p, image, row / Shape::kOutputs, row % Shape::kOutputs);
-    } else if (block < 2 * p.row_blocks) {
-        int row = (block - p.row_blocks) * (kPackThreads / 32) + warp;
+        int row = block * kWarps + warp;
         if (block % gridDim.y != blockIdx.y) return;
         const int index = take_layer(p, row);
         pack_row<T, true>(p, index, row, 0);
-    } else {
-        if (p.fourier_weight != nullptr) pack_features<Shape>(p, image);
-        if (image == 0) pack_rgb_bias(p);
+        return;
     }
+    for (int i = image; i < min(image + kFormImages, p.batch) && p.fourier_weight != nullptr; ++i) {
+        pack_features<Shape>(p, i);
+    }
+    if (image == 0) pack_rgb_bias(p);
+}
+
+/// Blocks of its grid.
+inline dim3 blend_pack_blocks(const StackPackParams& p)
+{
+    const int blocks = p.row_blocks + p.row_blocks / kFormChannels + 1;
+    return {static_cast<unsigned>(blocks), static_cast<unsigned>((p.batch + kFormImages - 1) / kFormImages)};
 }
 
 }  // namespace cips

@@ -23,8 +23,7 @@ template <typename T>
 void launch_pack(const StackPackParams& params, cudaStream_t stream)
 {
     if (params.kinds > 0) {
-        const dim3 blocks(static_cast<unsigned>(2 * params.row_blocks + 1), static_cast<unsigned>(params.batch));
-        stack_blend_pack_kernel<T, kMaxBlend><<<blocks, kPackThreads, 0, stream>>>(params);
+        stack_blend_pack_kernel<T, kMaxBlend><<<blend_pack_blocks(params), kPackThreads, 0, stream>>>(params);
         check_cuda(cudaGetLastError(), "launch of stack_blend_pack_kernel");
         return;
     }

@@ -72,7 +72,8 @@ extern "C" void host_blend_pack(const int64_t* widths, int depth, int64_t held, 
     std::copy(plan.layers.begin(), plan.layers.end(), p.layers);
     std::copy(plan.rgbs.begin(), plan.rgbs.end(), p.rgbs);
     float nothing[1];
+    const dim3 blocks = cips::blend_pack_blocks(p);
     host::launch(
-        2 * p.row_blocks + 1, cips::kPackThreads, nothing, 1, seed,
-        [&] { cips::stack_blend_pack_kernel<__nv_bfloat16, kStyles>(p); }, static_cast<int>(batch));
+        static_cast<int>(blocks.x), cips::kPackThreads, nothing, 1, seed,
+        [&] { cips::stack_blend_pack_kernel<__nv_bfloat16, kStyles>(p); }, static_cast<int>(blocks.y));
 }
