@@ -211,15 +211,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise SystemExit(str(error)) from None
     chosen = {name: getattr(options, name) for name in ("backends", "seeds", "data", "steps", "size", "batch", "preset", "width", "layers")}
     results = {**machine.describe(torch.device(options.device)), **chosen, "runs": runs}
-    return finish(results, options.out or machine.RESULTS / "agreement" / f"{machine.slug(str(results['device']))}.json")
+    return finish(results, options.out)
 
 
-def finish(results: dict, path: Path) -> int:
+def finish(results: dict, out: Path | None) -> int:
     """Compares the runs, writes the file and prints what it holds; the exit status."""
     runs, backends = results["runs"], results["backends"]
     results = {**results, "comparison": partings(runs, backends), "means": means(runs, backends)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    machine.replace(path, json.dumps(results, indent=1) + "\n")
+    path = machine.write(results, "agreement", out)
     print(f"{table(results)}\n\n{path} written")
     return 0 if all(row["agree"] for row in results["comparison"].values()) else 1
 

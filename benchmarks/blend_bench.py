@@ -18,7 +18,6 @@ benchmarks/results/blends/<device>.json, or `--out`.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -183,9 +182,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"blend_bench: error: {error}", file=sys.stderr)
         return 1
     results = machine.describe(device) | {"options": {k: v for k, v in vars(options).items() if k != "out"}, "rows": found}
-    path = options.out or machine.RESULTS / "blends" / f"{machine.slug(str(results['device']))}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    machine.replace(path, json.dumps(results, indent=1) + "\n")
+    path = machine.write(results, "blends", options.out)
     text, met = report(results)
     print(f"{text}\n{path} written")
     return 0 if met else 1

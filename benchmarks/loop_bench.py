@@ -178,9 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     head = {**machine.describe(torch.device(config.device)), "dtype": config.dtype, "preset": config.preset}
     results = summary(found, starts, {**head, "size": config.size, "batch": config.batch})
-    path = options.out or machine.RESULTS / "loop" / f"{machine.slug(str(results['device']))}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    machine.replace(path, json.dumps(results, indent=1) + "\n")
+    path = machine.write(results, "loop", options.out)
     print(f"{table(results)}\n\n{path} written")
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import json
 import platform
 import re
 import subprocess
@@ -61,6 +62,15 @@ def replace(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
+
+
+def write(results: dict, kind: str, out: Path | None = None) -> Path:
+    """Write results to `out`, or to the device's file in the folder of their kind: the tables of the kernels are made of every
+    file beside that folder. Returns where."""
+    path = out or RESULTS / kind / f"{slug(str(results['device']))}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace(path, json.dumps(results, indent=1) + "\n")
+    return path
 
 
 def stack_results(folder: Path = RESULTS) -> list[Path]:

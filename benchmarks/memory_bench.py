@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import statistics
 import sys
 from collections.abc import Callable
@@ -164,9 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows = [row for case in cases for row in measure(options, *case, clock)]
     chosen = {name: value for name, value in vars(options).items() if name != "out"}
     results = {**machine.describe(torch.device(options.device)), "options": chosen, "rows": rows}
-    path = options.out or machine.RESULTS / "memory" / f"{machine.slug(str(results['device']))}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    machine.replace(path, json.dumps(results, indent=1) + "\n")
+    path = machine.write(results, "memory", options.out)
     print(f"{table(results)}\n\n{path} written")
     misses = missed(rows)
     for miss in misses:

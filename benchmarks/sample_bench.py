@@ -20,7 +20,6 @@ exit status is 1. The file is benchmarks/results/samples/<device>.json, or `--ou
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -192,10 +191,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (UsageError, ValueError) as error:
         print(f"sample_bench: error: {error}", file=sys.stderr)
         return 2
-    # a folder of its own: the tables of the kernels are made of every file beside it
-    path = options.out or machine.RESULTS / "samples" / f"{machine.slug(str(results['device']))}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    machine.replace(path, json.dumps(results, indent=1) + "\n")
+    path = machine.write(results, "samples", options.out)
     text, met = report(results)
     print(f"{text}\n{path} written")
     return 0 if met else 1

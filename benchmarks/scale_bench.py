@@ -255,10 +255,7 @@ def main(arguments: list[str] | None = None) -> int:
                 launch(options, count, part)
                 parts.append(json.loads(part.read_text()))
     results = merged(parts, options)
-    # a folder of its own: the tables of the kernels are made of every file beside it
-    path = options.out or machine.RESULTS / "scale" / f"{machine.slug(results['device'])}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    machine.replace(path, json.dumps(results, indent=1) + "\n")
+    path = machine.write(results, "scale", options.out)
     print(f"{table(results)}\n\n{path} written")
     return 0 if all(row["ok"] for row in results["rows"]) else 1
 

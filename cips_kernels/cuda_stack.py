@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ from .spec import Needs, StackGrads, StackInputs, StackSaved, StackSpec, empty_l
 from .triton import stack
 from .triton.layers import noise_values
 
-__all__ = ["backward", "forward", "modulate", "modulate_backward", "noise_values", "synthesis"]
+__all__ = ["backward", "backward_of_part", "forward", "modulate", "modulate_backward", "noise_values", "synthesis"]
 
 
 def forward(inputs: StackInputs, spec: StackSpec, want_features: bool, save: bool) -> tuple[Tensor, Tensor, StackSaved]:
@@ -69,13 +71,17 @@ def backward(
     spec: StackSpec,
     saved: StackSaved,
     needs: Needs,
+    tight: bool = False,
 ) -> StackGrads:
-    """Serve a backward call."""
+    """Serve a backward call; tight: in less memory, at some cost."""
     if saved.mods.dtype == torch.int32:  # signs: the forward was on chip
         if grad_features is not None:
             raise RuntimeError(
                 f"grad_features: got a tensor {list(grad_features.shape)}, expected None: the forward was called with "
                 "want_features=False, so there are no features to differentiate"
             )
-        return cuda_training.backward(grad_rgb, inputs, spec, saved, needs)
+        return cuda_training.backward(grad_rgb, inputs, spec, saved, needs, tight)
     return stack.backward(grad_features, grad_rgb, inputs, spec, saved, needs, modulation=cuda)
+
+
+backward_of_part = partial(backward, tight=True)  # see `recompute`

@@ -107,8 +107,9 @@ class _Chain:
     """The state of one backward call."""
 
     def __init__(
-        self, drgb: Tensor, inputs: StackInputs, spec: StackSpec, saved: StackSaved, needs: Needs
+        self, drgb: Tensor, inputs: StackInputs, spec: StackSpec, saved: StackSaved, needs: Needs, tight: bool
     ) -> None:
+        self.tight = tight
         self.drgb, self.inputs, self.spec, self.needs = drgb, inputs, spec, needs
         batch, pixels = inputs.batch, inputs.pixels
         self.packing: Packing = spec.packing(batch)
@@ -143,9 +144,10 @@ class _Chain:
         """(first image, images, first pixel, pixels) of each launch."""
         batch, pixels = self.inputs.batch, self.inputs.pixels
         whole = batch * pixels
-        # images that would fit at once go in two halves where that saves much: waves are full all the same
-        halved = batch > 1 and _ROWS // 2 < whole <= _ROWS
-        return parts(batch, pixels, whole // 2 if halved else _ROWS)
+        # what would fit at once goes in two halves where that saves much, and waves are full all the same; half an image, to
+        # be added to the other, costs 3%
+        least = _ROWS // 2 if batch > 1 else _ROWS * 3 // 4 if self.tight else _ROWS
+        return parts(batch, pixels, padded(whole // 2) if least < whole <= _ROWS else _ROWS)
 
     def run(self) -> None:
         """Every part's chain, and the weight gradients while its gradients are there."""
@@ -263,10 +265,10 @@ class _Chain:
 
 
 def backward(
-    grad_rgb: Tensor, inputs: StackInputs, spec: StackSpec, saved: StackSaved, needs: Needs
+    grad_rgb: Tensor, inputs: StackInputs, spec: StackSpec, saved: StackSaved, needs: Needs, tight: bool = False
 ) -> StackGrads:
-    """The gradients of a call whose forward was `forward`."""
-    chain = _Chain(grad_rgb.contiguous(), inputs, spec, saved, needs)
+    """The gradients of a call whose forward was `forward`; tight: of one image in half of the memory."""
+    chain = _Chain(grad_rgb.contiguous(), inputs, spec, saved, needs, tight)
     chain.run()
     grad_x = chain.x() if needs.x else None
     del chain.workspace, chain.first, chain.colours

@@ -15,13 +15,16 @@ from torch import Tensor
 from .encoding import Encoding, cut_noise, fourier_features, points, table_lookup, table_rows, tiles
 from .spec import StackInputs
 
-_ROWS = 1 << 15  # points of a tile, images x points where every image has its own: the encoding and its gradient, 0.5 GB
+_ROWS = 1 << 15  # points of a tile, images x points where every image has its own: the encoding and its gradient, 0.3 GB
 
 
 def _points_of_a_tile(e: Encoding, batch: int) -> int:
-    """A large image by itself gets half as many again: its stack is run a tile at a time, which costs something each time,
-    and is not larger than that of two images and fewer points."""
-    rows = _ROWS * 3 // 2 if batch == 1 and e.pixels > 4 * _ROWS else _ROWS
+    """Every tile costs something for each of its images. Hence of several images twice as many points, all those of 256 x
+    256; of a large one by itself half as many again, since its stack is run a whole tile at a time."""
+    if batch > 1:
+        rows = 2 * _ROWS
+    else:
+        rows = _ROWS * 3 // 2 if e.pixels > 4 * _ROWS else _ROWS
     return max(1, rows // e.images)
 
 

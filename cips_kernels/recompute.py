@@ -135,6 +135,8 @@ def backward(
     )
     inputs = inputs._replace(skip=None)  # adds to the sum and is not asked for here
     images, count = kept(batch, pixels, save)
+    # a backend may have one that holds less
+    serve = getattr(module, "backward_of_part", module.backward) if save == "none" else module.backward
 
     def add(saved: StackSaved | None, image: int, images: int, pixel: int, count: int) -> None:
         part = _part(inputs, spec, module, image, images, pixel, count)
@@ -144,7 +146,7 @@ def backward(
         grads = [
             None if g is None else g.narrow(0, image, images).narrow(1, pixel, count) for g in (grad_features, grad_rgb)
         ]
-        found = module.backward(*grads, part, spec, saved, needs)
+        found = serve(*grads, part, spec, saved, needs)
         del saved
         _add(total, found, inputs, image, images, pixel, count)
 
@@ -152,7 +154,8 @@ def backward(
         if saved.features.dim() == 3:
             saved = saved._replace(features=saved.features[:images, :count])
         add(saved, 0, images, 0, count)
-    for place in _others(batch, pixels, images, count, _ROWS):
+    # where much is kept, larger parts add little and cost less: each has its own sums of every weight
+    for place in _others(batch, pixels, images, count, max(_ROWS, images * count // 4)):
         add(None, *place)
     return total._replace(x=total.x.to(x.dtype)) if total.x is not None else total
 

@@ -201,11 +201,12 @@ def vectors(tensors: list[Tensor]) -> list[Tensor]:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("pixels", [3000, 50_003], ids=["small", "an image in two halves"])
 @pytest.mark.parametrize("save", ["some", "none"])
-def test_on_a_gpu(save: str) -> None:
+def test_on_a_gpu(save: str, pixels: int) -> None:
     """The oracle rule, and memory: 15 layers' outputs are not held."""
     case = random_stack((64, *(128,) * 9), (2, 5, 8), batch=4, pixels=40_000, noise=5, dtype=torch.bfloat16, device="cuda")
-    small = random_stack((64, *(128,) * 4), (1, 3), batch=2, pixels=3000, noise=5, dtype=torch.bfloat16, device="cuda")
+    small = random_stack((64, *(128,) * 4), (1, 3), batch=2, pixels=pixels, noise=5, dtype=torch.bfloat16, device="cuda")
     found = gradients(small, "auto", save, features=False)
     eager = gradients(small, "reference", "all", features=False)
     exact = gradients(small.cast(torch.float64), "reference", "all", features=False)
