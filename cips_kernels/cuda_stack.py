@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,17 +71,20 @@ def backward(
     spec: StackSpec,
     saved: StackSaved,
     needs: Needs,
-    tight: bool = False,
+    **of_part: Any,
 ) -> StackGrads:
-    """Serve a backward call; tight: in less memory, at some cost."""
+    """Serve a backward call."""
     if saved.mods.dtype == torch.int32:  # signs: the forward was on chip
         if grad_features is not None:
             raise RuntimeError(
                 f"grad_features: got a tensor {list(grad_features.shape)}, expected None: the forward was called with "
                 "want_features=False, so there are no features to differentiate"
             )
-        return cuda_training.backward(grad_rgb, inputs, spec, saved, needs, tight)
+        return cuda_training.backward(grad_rgb, inputs, spec, saved, needs, **of_part)
     return stack.backward(grad_features, grad_rgb, inputs, spec, saved, needs, modulation=cuda)
 
 
-backward_of_part = partial(backward, tight=True)  # see `recompute`
+def backward_of_part(*call: Any, tight: bool, total_x: Tensor | None) -> StackGrads:
+    """The same of a part of a call. tight: in less memory, at some cost. The gradient of `x` may be added to `total_x`, and is
+    then not returned."""
+    return backward(*call, tight=tight, total_x=total_x)

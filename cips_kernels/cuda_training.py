@@ -248,8 +248,8 @@ class _Chain:
             return strengths, None
         return strengths, self.rows.mul_(self.inputs.noise_strengths[:, None, None])
 
-    def x(self) -> Tensor:
-        """Gradient of the stack's input, in its layout."""
+    def x(self, total: Tensor | None) -> Tensor | None:
+        """Gradient of the stack's input, in its layout; None where it is added to `total`."""
         x, spec, batch = self.inputs.x, self.spec, self.inputs.batch
         matrix = self.packing.layers[0]
         alone = pack(spec.widths[:2], (), 1, spec.demodulate, batch)
@@ -259,18 +259,23 @@ class _Chain:
             modulation.modulate(weights, styles, alone, torch.float32, spec.eps), alone.layers[0]
         )
         mods = to_natural(mods * spec.gain, 1).to(self.dtype)  # an involution: to fragment order as well
+        if total is not None:
+            layers.input_dgrad(self.first, mods, None, None, total, batch, add=True)
+            return None
         grad = empty_like_layout(x, x.shape[0], x.shape[2], x.dtype)
         layers.input_dgrad(self.first, mods, None, None, grad, batch)
         return grad
 
 
 def backward(
-    grad_rgb: Tensor, inputs: StackInputs, spec: StackSpec, saved: StackSaved, needs: Needs, tight: bool = False
-) -> StackGrads:
-    """The gradients of a call whose forward was `forward`; tight: of one image in half of the memory."""
+    grad_rgb: Tensor, inputs: StackInputs, spec: StackSpec, saved: StackSaved, needs: Needs, tight: bool = False,
+    total_x: Tensor | None = None,
+) -> StackGrads:  # fmt: skip
+    """The gradients of a call whose forward was `forward`; tight: of one image in half of the memory. That of `x` is added to
+    `total_x` if there is one, and then not returned."""
     chain = _Chain(grad_rgb.contiguous(), inputs, spec, saved, needs, tight)
     chain.run()
-    grad_x = chain.x() if needs.x else None
+    grad_x = chain.x(total_x) if needs.x else None
     del chain.workspace, chain.first, chain.colours
     grad_weights = grad_styles = grad_biases = grad_strengths = grad_noise = None
     if chain.grad_mods is not None:

@@ -135,8 +135,7 @@ def backward(
     )
     inputs = inputs._replace(skip=None)  # adds to the sum and is not asked for here
     images, count = kept(batch, pixels, save)
-    # a backend may have one that holds less
-    serve = getattr(module, "backward_of_part", module.backward) if save == "none" else module.backward
+    of_part = getattr(module, "backward_of_part", None)
 
     def add(saved: StackSaved | None, image: int, images: int, pixel: int, count: int) -> None:
         part = _part(inputs, spec, module, image, images, pixel, count)
@@ -146,9 +145,17 @@ def backward(
         grads = [
             None if g is None else g.narrow(0, image, images).narrow(1, pixel, count) for g in (grad_features, grad_rgb)
         ]
-        found = serve(*grads, part, spec, saved, needs)
-        del saved
-        _add(total, found, inputs, image, images, pixel, count)
+        call = (*grads, part, spec, saved, needs)
+        whose = slice(None) if x.shape[0] == 1 else slice(image, image + images)
+        total_x = None if total.x is None else total.x[whose, pixel : pixel + count]
+        if of_part is None:
+            found = module.backward(*call)
+        else:
+            found = of_part(*call, tight=save == "none", total_x=total_x)
+        del saved, call
+        if total_x is not None and found.x is not None:
+            total_x += found.x
+        _add(total, found, image, images, pixel, count)
 
     if images * count:
         if saved.features.dim() == 3:
@@ -160,12 +167,8 @@ def backward(
     return total._replace(x=total.x.to(x.dtype)) if total.x is not None else total
 
 
-def _add(
-    total: StackGrads, found: StackGrads, inputs: StackInputs, image: int, images: int, pixel: int, count: int
-) -> None:
-    if total.x is not None:
-        of_images = slice(None) if inputs.x.shape[0] == 1 else slice(image, image + images)
-        total.x[of_images, pixel : pixel + count] += found.x
+def _add(total: StackGrads, found: StackGrads, image: int, images: int, pixel: int, count: int) -> None:
+    """All but the gradient of `x`."""
     if total.weights is not None:
         total.weights.add_(found.weights)
         total.styles[image : image + images] += found.styles

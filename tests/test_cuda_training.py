@@ -218,7 +218,7 @@ def test_opcheck_and_compile() -> None:
     case = make("released, 1024", batch=2, pixels=256)
     inputs, spec = case.call(lambda x, *a, layout, **k: stack_call(x, *a, **k))
     leaves = [t if t is None else t.detach().requires_grad_(t.is_floating_point()) for t in inputs]
-    opcheck(torch.ops.cips_kernels.modfc_stack.default, (*leaves, *ops._spec_values(spec), False, True, "cuda"))
+    opcheck(torch.ops.cips_kernels.modfc_stack.default, (*leaves, *ops._spec_values(spec), False, "all", "cuda"))
     plain = on_chip(case)
     compiled = torch.compile(functional.modfc_stack, fullgraph=True, backend="aot_eager")
     found = gradients(case, compiled, backend="cuda", want_features=False)
@@ -358,12 +358,12 @@ def test_the_operator_hides_what_is_kept() -> None:
         inputs, spec = case.call(lambda x, *a, layout, **k: stack_call(x, *a, **k))
         arguments = (*inputs, *ops._spec_values(spec))
         features, rgb, activations, signs = torch.ops.cips_kernels.modfc_stack(
-            *arguments, False, True, "cuda"
+            *arguments, False, "all", "cuda"
         )
         assert features.shape == (2 * 5 * (96 + 32),) and features.dtype == torch.bfloat16
         assert activations.numel() == 0 and signs.dtype == torch.int32
         assert rgb.requires_grad and not (features.requires_grad or signs.requires_grad)
-        whole = torch.ops.cips_kernels.modfc_stack(*arguments, True, True, "cuda")[0]
+        whole = torch.ops.cips_kernels.modfc_stack(*arguments, True, "all", "cuda")[0]
         assert whole.shape == (2, 5, 32) and whole.requires_grad
 
 

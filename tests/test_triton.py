@@ -16,7 +16,15 @@ pytest.importorskip("triton", reason="this machine has no triton")
 from cips_kernels import functional, reference
 from cips_kernels.activations import activate
 from cips_kernels.spec import Needs
-from cips_kernels.testing import EAGER_FACTOR, StackCase, poisoned_empty, random_stack, relative_error
+from cips_kernels.testing import (
+    EAGER_FACTOR,
+    StackCase,
+    assert_close_as_eager,
+    poisoned_empty,
+    random_stack,
+    relative_error,
+)
+from cips_kernels.triton import layers
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -268,3 +276,20 @@ def test_offsets_beyond_two_billion_elements(width: int) -> None:
         del leaf, outputs
     for whole, alone in zip(*found):
         assert torch.equal(whole, alone)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("add", [True, False])
+def test_the_input_gradient_is_added_to_what_is_there(shared: bool, add: bool) -> None:
+    """In float64 by PyTorch: one sum over images, or one an image; rows of a larger tensor."""
+    torch.manual_seed(0)
+    u, m = torch.randn(3, 37, 16, device=DEVICE), torch.randn(3, 16, 24, device=DEVICE)
+    whole = torch.randn(1 if shared else 3, 50, 24, device=DEVICE)
+    before, out = whole.clone(), whole[:, 7:44]
+    products = torch.einsum("bpo,boi->bpi", u.double(), m.double())
+    expected = (products.sum(0, keepdim=True) if shared else products) + (before[:, 7:44].double() if add else 0)
+    layers.input_dgrad(u, m, None, None, out, 3, add=add)
+    eager = torch.einsum("bpo,boi->bpi", u, m)
+    eager = (eager.sum(0, keepdim=True) if shared else eager) + (before[:, 7:44] if add else 0)
+    assert_close_as_eager("gradient", out, eager, expected)
+    assert torch.equal(whole[:, :7], before[:, :7]) and torch.equal(whole[:, 44:], before[:, 44:])

@@ -13,10 +13,11 @@ def modfc_dgrad_input_kernel(
     drgb_ptr, stride_db, stride_dp, stride_dc, rgb_m_ptr, stride_rb, stride_rc,
     out_ptr, stride_ob, stride_op, stride_oi,
     pixels, in_features, out_features, summed,
-    DEPTH: tl.constexpr, CHANNELS: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    DEPTH: tl.constexpr, CHANNELS: tl.constexpr, ADD: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
-    """`summed` images are added for each of the output's: 1, or all of them when the input is shared."""
+    """`summed` images are added for each of the output's: 1, or all of them when the input is shared. ADD: to what the output
+    holds."""
     pid = tl.program_id(0)
     tiles_i = tl.cdiv(in_features, BLOCK_I)
     tiles_p = tl.cdiv(pixels, BLOCK_P)
@@ -52,4 +53,7 @@ def modfc_dgrad_input_kernel(
             image * summed + s, offs_p, offs_i, inside_p, inside_i, CHANNELS,
         )  # fmt: skip
     out = out_ptr + image.to(tl.int64) * stride_ob + offs_p[:, None] * stride_op + offs_i.to(tl.int64)[None, :] * stride_oi
-    tl.store(out, h.to(out_ptr.dtype.element_ty), mask=inside_p[:, None] & inside_i[None, :])
+    inside = inside_p[:, None] & inside_i[None, :]
+    if ADD:
+        h += tl.load(out, mask=inside, other=0.0)
+    tl.store(out, h.to(out_ptr.dtype.element_ty), mask=inside)

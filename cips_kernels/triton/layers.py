@@ -229,19 +229,22 @@ def head(
     return out, parts
 
 
-def input_dgrad(u: Tensor | None, m: Tensor | None, drgb: Tensor | None, rgb_m: Tensor | None, out: Tensor, batch: int) -> None:
-    """Gradient of the stack's input into `out` `[B or 1, P, I]`; one image of output sums over all."""
+def input_dgrad(
+    u: Tensor | None, m: Tensor | None, drgb: Tensor | None, rgb_m: Tensor | None, out: Tensor, batch: int, add: bool = False
+) -> None:
+    """Gradient of the stack's input into `out` `[B or 1, P, I]`, or added to it; one image of output sums over all. `out` may be
+    of a wider dtype than the matrices."""
     images, pixels, in_features = out.shape
-    arithmetic = Arithmetic.of(out)
     out_features = 16 if m is None else m.shape[1]
-    tile = product_tile(in_features, out_features, out.dtype, out.device)
     some = rgb_m if m is None else m
+    arithmetic = Arithmetic.of(some)
+    tile = product_tile(in_features, out_features, some.dtype, out.device)
     grid = (images * triton.cdiv(pixels, tile.rows) * triton.cdiv(in_features, tile.cols),)
     modfc_dgrad_input_kernel[grid](
         out if u is None else u, some, some.stride(0), some.stride(1), *_rgb_arguments(drgb, rgb_m, out),
         out, out.stride(0), out.stride(1), out.stride(2),
         pixels, in_features, out_features, batch // images,
-        DEPTH=m is not None, CHANNELS=0 if rgb_m is None else rgb_m.shape[1], EVEN_K=out_features % tile.inner == 0,
+        DEPTH=m is not None, CHANNELS=0 if rgb_m is None else rgb_m.shape[1], ADD=add, EVEN_K=out_features % tile.inner == 0,
         PRECISION=arithmetic.precision, UPCAST=arithmetic.upcast,
         BLOCK_P=tile.rows, BLOCK_I=tile.cols, BLOCK_O=tile.inner,
         num_warps=tile.warps, num_stages=tile.stages,
