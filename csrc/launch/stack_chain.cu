@@ -27,34 +27,23 @@ void chain_pack(const ChainPlan& plan, const ChainPack& a, Target target)
     require_aligned(a.styles, "styles", 4);
     if (plan.slab_bytes > 0) require_aligned(a.slabs, "slabs", 128);
     require_aligned(a.records, "records", 16);
-    ChainPackParams p{};
+    ChainPackParams p = chain_pack_params(plan);
     p.weights = a.weights;
     p.styles = a.styles;
     p.style_stride = a.style_stride;
     p.slabs = static_cast<char*>(a.slabs);
-    p.slab_stride = plan.slab_bytes;
     p.records = static_cast<char*>(a.records);
-    p.record_stride = plan.record_bytes;
     p.eps = a.eps;
     p.gain = a.gain;
-    p.batch = static_cast<int32_t>(plan.batch);
-    p.channels = static_cast<int32_t>(plan.channels);
-    p.image_records = static_cast<int32_t>(plan.image_records);
-    p.depth = static_cast<int32_t>(plan.layers.size());
-    p.rgb_count = static_cast<int32_t>(plan.rgbs.size());
     p.demodulate = a.demodulate;
-    for (const StackLayer& l : plan.layers) p.slab_blocks += l.slabs * l.chunks;
-    std::copy(plan.layers.begin(), plan.layers.end(), p.layers);
-    std::copy(plan.rgbs.begin(), plan.rgbs.end(), p.rgbs);
 
     const DeviceGuard guard(target.device);
     const auto stream = reinterpret_cast<cudaStream_t>(target.stream);
-    const int record_blocks = (p.image_records * p.batch + kChainWarps - 1) / kChainWarps;
-    const auto blocks = static_cast<unsigned>(p.slab_blocks * p.batch + record_blocks);
+    const auto blocks = static_cast<unsigned>(chain_pack_blocks(p));
     if (a.dtype == DType::kBFloat16) {
-        stack_chain_pack_kernel<__nv_bfloat16><<<blocks, kPackThreads, 0, stream>>>(p);
+        stack_chain_pack_kernel<__nv_bfloat16><<<blocks, kPackThreads, kChainPackBytes, stream>>>(p);
     } else {
-        stack_chain_pack_kernel<__half><<<blocks, kPackThreads, 0, stream>>>(p);
+        stack_chain_pack_kernel<__half><<<blocks, kPackThreads, kChainPackBytes, stream>>>(p);
     }
     check_cuda(cudaGetLastError(), "launch of stack_chain_pack_kernel");
 }
