@@ -104,7 +104,7 @@ class TrainConfig:
     dtype: str = option(AUTO, "arithmetic: 'float32' or 'bfloat16'; 'auto' takes bfloat16 on a GPU")
     backend: str = option(AUTO, "of the fused stack, see python -m cips_kernels.env")
     save: str = option(
-        "all", "what the generator keeps for its backward: 'all' outputs, 'some', or 'none' for large images, at a third more time"
+        "all", "what the generator keeps for its backward: 'all' outputs, 'some' (of half of the images), or 'none' for large images, at a third more time"
     )
     cuda_graphs: bool = option(True, "replay steps as CUDA graphs (on a GPU; the host is then never in the way)")
     seed: int = option(0, "of the weights, the latents, the noise and the order of the data")
