@@ -19,6 +19,7 @@ from .spec import Needs, StackGrads, StackInputs, StackSaved, StackSpec, accumul
 _ROWS = 1 << 16  # images x pixels of a part: one 256 x 256 image
 _UNIT = 256  # pixels: an image is cut where on-chip kernels begin a unit of work
 
+
 def noise_values(inputs: StackInputs, spec: StackSpec, first_pixel: int, first_image: int) -> Tensor | None:
     """Counter noise of every layer of a part, `[L, B, P]` float32, in plain PyTorch."""
     if inputs.seed is None or not spec.depth:
