@@ -7,9 +7,15 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
+
+
+def bfloat16(raw: np.ndarray) -> np.ndarray:
+    """Bytes as bfloat16, in float64."""
+    return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
 
 
 def compiled(folder: Path, name: str, plan: str) -> ctypes.CDLL:

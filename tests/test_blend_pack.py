@@ -7,7 +7,7 @@ import ctypes
 import numpy as np
 import pytest
 
-from kernels_on_host import compiled
+from kernels_on_host import bfloat16, compiled
 
 EPS = 1e-8
 FOLD = 1.1
@@ -25,11 +25,6 @@ STACKS = {
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     return compiled(tmp_path_factory.mktemp("blend_pack"), "blend_pack_on_host", "stack_plan")
-
-
-def bfloat16(raw: np.ndarray) -> np.ndarray:
-    """Bytes as bfloat16, in float64."""
-    return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
 
 
 def unswizzled(raw: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import ctypes
 import numpy as np
 import pytest
 
-from kernels_on_host import compiled
+from kernels_on_host import bfloat16, compiled
 
 EPS, GAIN, BATCH = 1e-8, 1.3, 3
 SLAB, CHUNK = 64, 128  # rows of the forward's matrix in a slab, and its columns in a chunk
@@ -21,11 +21,6 @@ STACKS = {
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     return compiled(tmp_path_factory.mktemp("chain_pack"), "chain_pack_on_host", "stack_plan")
-
-
-def bfloat16(raw: np.ndarray) -> np.ndarray:
-    """Bytes as bfloat16, in float64."""
-    return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
 
 
 class Packed:

@@ -3,7 +3,7 @@
 
 // clang-format off
 #include "kernels/stack_blend_pack.cuh"
-#include "launch/stack.h"
+#include "plain_stack.h"
 // clang-format on
 
 namespace {
@@ -11,20 +11,9 @@ namespace {
 constexpr int kStyles = 2;
 constexpr float kEps = 1e-8f;
 
-/// A plain stack of `depth` layers with one ToRGB of three channels after the last; weights, styles and biases in
-/// order.
 cips::StackPlan make_plan(const int64_t* widths, int depth, int64_t held, int64_t batch)
 {
-    std::vector<cips::StackMatrix> layers;
-    int64_t weight = 0, style = 0, bias = 0;
-    for (int i = 0; i < depth; ++i) {
-        layers.push_back({widths[i + 1], widths[i], weight, style, bias});
-        weight += widths[i] * widths[i + 1];
-        style += widths[i];
-        bias += widths[i + 1];
-    }
-    return cips::make_stack_plan(layers, {{3, widths[depth], weight, style, bias}}, {depth - 1}, {}, held, batch,
-                                 kStyles);
+    return host::plain_stack(widths, depth, held, batch, kStyles);
 }
 
 }  // namespace

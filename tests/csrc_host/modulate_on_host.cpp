@@ -27,8 +27,7 @@ cips::ModulatePlan make_plan(const int64_t* shapes, int count, int batch)
 void launch(const cips::MatrixTable& table, unsigned seed, std::function<void()> body)
 {
     constexpr int kFloats = 4 * cips::kGradStages * cips::kTileRows * cips::kStageQuads;
-    host::launch(table.first_tile[table.count], cips::kTileThreads, &cips::shared_quads[0].x, kFloats, seed,
-                 body);
+    host::launch(table.first_tile[table.count], cips::kTileThreads, &cips::shared_quads[0].x, kFloats, seed, body);
 }
 
 }  // namespace
@@ -39,8 +38,8 @@ extern "C" int64_t host_scratch_numel(const int64_t* shapes, int count, int batc
 }
 
 extern "C" void host_modulate_forward(const int64_t* shapes, int count, int batch, const float* weights,
-                                      const float* styles, int64_t style_stride, void* mods, int dtype,
-                                      float eps, bool aligned, unsigned seed)
+                                      const float* styles, int64_t style_stride, void* mods, int dtype, float eps,
+                                      bool aligned, unsigned seed)
 {
     const cips::ModulatePlan plan = make_plan(shapes, count, batch);
     launch(plan.forward, seed, [&] {
@@ -54,17 +53,16 @@ extern "C" void host_modulate_forward(const int64_t* shapes, int count, int batc
 }
 
 extern "C" void host_modulate_backward(const int64_t* shapes, int count, int batch, const float* grad_mods,
-                                       const float* weights, const float* styles, int64_t style_stride,
-                                       float* scratch, float* grad_weights, float* grad_styles,
-                                       int64_t grad_style_stride, float eps, bool aligned, unsigned seed)
+                                       const float* weights, const float* styles, int64_t style_stride, float* scratch,
+                                       float* grad_weights, float* grad_styles, int64_t grad_style_stride, float eps,
+                                       bool aligned, unsigned seed)
 {
     const cips::ModulatePlan plan = make_plan(shapes, count, batch);
     launch(plan.backward_weights, seed, [&] {
-        cips::modulate_bwd_kernel_weights(plan.backward_weights, weights, styles, grad_mods, grad_weights,
-                                          scratch, style_stride, batch, eps, aligned);
+        cips::modulate_bwd_kernel_weights(plan.backward_weights, weights, styles, grad_mods, grad_weights, scratch,
+                                          style_stride, batch, eps, aligned);
     });
     launch(plan.backward_styles, seed, [&] {
-        cips::modulate_bwd_kernel_styles(plan.backward_styles, scratch, grad_styles, grad_style_stride,
-                                         batch);
+        cips::modulate_bwd_kernel_styles(plan.backward_styles, scratch, grad_styles, grad_style_stride, batch);
     });
 }
