@@ -254,9 +254,9 @@ def test_no_weight_a_pixel_is_ever_made(monkeypatch, grad):
 def test_opcheck(backend):
     inputs, spec = make("blocks", dtype=torch.float32).call(lambda x, *a, layout, **k: stack_call(x, *a, **k))
     values = ops._spec_values(spec)
-    opcheck(torch.ops.cips_kernels.modfc_stack.default, (*inputs, *values, True, False, backend))
+    opcheck(torch.ops.cips_kernels.modfc_stack.default, (*inputs, *values, True, "none", backend))
     with pytest.raises(RuntimeError, match="modfc_stack: with blend it keeps nothing for a backward"):
-        torch.ops.cips_kernels.modfc_stack(*inputs, *values, True, True, backend)
+        torch.ops.cips_kernels.modfc_stack(*inputs, *values, True, "all", backend)
     e = Encoding(torch.randn(6, 2), torch.randn(6), size=(1, P))
     call = inputs._replace(x=torch.zeros(1, 0, 6), noise=None)
     arguments = (*e[:3], None, list(e.size), "exact", *call, *values, backend)
