@@ -174,6 +174,22 @@ def test_a_module_over_an_encoding(save: str) -> None:
         assert relative_error(a, b) < 1e-6
 
 
+@pytest.mark.parametrize("save", ["some", "none"])
+def test_compiled_for_any_number_of_images(save: str) -> None:
+    """What is kept depends on the shapes, which a compiler may leave open."""
+    torch.manual_seed(0)
+    stack = FusedModFCStack([9, 8, 6], 5, save=save)
+    compiled = torch.compile(stack, fullgraph=True, dynamic=True, backend="aot_eager")
+    for batch, pixels in ((3, 20), (4, 30), (1, 600)):
+        x, w = torch.randn(batch, pixels, 9, requires_grad=True), torch.randn(batch, 5, requires_grad=True)
+        sources = [x, w, *stack.parameters()]
+        found, wanted = (
+            torch.autograd.grad(call(x, w, 3).square().sum(), sources, allow_unused=True) for call in (compiled, stack)
+        )
+        for a, b in zip(found, wanted, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
 def test_only_what_is_asked_for() -> None:
     case = random_stack(WIDTHS, RGB_AFTER, batch=2, pixels=5, dtype=torch.float64, noise=2)
     x = case.x.clone().requires_grad_()
