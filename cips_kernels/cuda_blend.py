@@ -104,7 +104,9 @@ def _input_styles(inputs: StackInputs, spec: StackSpec) -> Tensor:
 
 def _row_styles(styles: Tensor, dtype: torch.dtype) -> Tensor:
     """As the kernel reads them: `[B, 2, T]` of `dtype`, T a multiple of 8."""
-    return F.pad(styles, (0, -styles.shape[2] % 8)).to(dtype).contiguous()
+    missing = -styles.shape[2] % 8  # a pad by nothing would be a copy of its own
+    styles = F.pad(styles, (0, missing)) if missing else styles
+    return styles.to(dtype, memory_format=torch.contiguous_format).contiguous()
 
 
 def forward(inputs: StackInputs, spec: StackSpec, rgb: Tensor) -> None:

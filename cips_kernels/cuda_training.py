@@ -92,8 +92,7 @@ def _bias_places(spec: StackSpec, device: torch.device) -> Tensor:
     """Where the gradient of each bias, in the packing's order, lies in the chain's sums followed by those of the colours."""
     packing = spec.packing(1)
     chunks = sum(-(-matrix.out_features // CHUNK) for matrix in packing.layers)
-    # a warp's lanes hold (nb, e, t) and four groups of 32 channels each, see stack_chain_tail.cuh
-    lanes = torch.arange(chunks * CHUNK).view(-1, 4, 2, 4, 4).permute(0, 4, 1, 3, 2).reshape(-1, CHUNK)
+    lanes = to_natural(torch.arange(chunks * CHUNK).view(-1, CHUNK), 1)
     places = torch.empty(packing.bias_numel, dtype=torch.int64)
     for matrix in packing.layers:
         own, lanes = lanes.split([n := -(-matrix.out_features // CHUNK), len(lanes) - n])

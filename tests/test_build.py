@@ -149,14 +149,24 @@ def test_no_atomics(machine_code: dict[str, Counter[str]]) -> None:
         (WEIGHTS, ["LDG.E.128", "STG.E.128", "LDGSTS.E.BYPASS.128", "LDS.128", "STS.128"]),
         (STYLES, ["LDG.E.128"]),
     ]
-    + [(name, ["STG.E.128"]) for name in [*PACK, *LOOKUP, *CHAIN]]
+    + [(name, ["STG.E.128"]) for name in [*PACK, *LOOKUP]]
     + [(name, ["LDG.E.128", "STS.128", "LDS.128"]) for name in [*STACK, *BLEND]]
+    + [(name, ["STS.128", "LDS.128", "LDS.64", "REDG.E.ADD.F32"]) for name in CHAIN]
     + [(MAPPING, ["LDG.E.128", "LDS.128"])],
 )
 def test_vector_accesses(machine_code: dict[str, Counter[str]], kernel: str, expected: list[str]) -> None:
     counter = machine_code[kernel]
     for instruction in expected:
         assert any(name.startswith(instruction) for name in counter), f"{instruction} is not among {counter}"
+
+
+@pytest.mark.parametrize("kernel", [*(name for name in STACK if "train" in name), *CHAIN])
+def test_rows_leave_by_the_copy_engine(machine_code: dict, kernel: str) -> None:
+    """What training keeps goes from the parking area as boxes; threads themselves store signs and colours alone."""
+    counter = machine_code[kernel]
+    assert any(name.startswith("UTMASTG.3") for name in counter), counter
+    wide = {name for name in counter if name.startswith("STG") and "128" in name}
+    assert not wide, f"{kernel}: {wide}"
 
 
 def test_registers_leave_room(resources: dict[str, dict[str, int]]) -> None:

@@ -4,18 +4,18 @@
 //     v = h (1 where x' > 0, else s),   db = g sum_p v,   sum_i u_pi = g sum_i v_pi,   h of the layer below = v (g M)
 #pragma once
 
-#include "epilogue/fragment_rows.cuh"
 #include "epilogue/stack_parts.cuh"
+#include "epilogue/stored_parts.cuh"
 #include "ptx/reduce_add.cuh"
+#include "tile/packed_pairs.cuh"
 #include "tile/stack_made.cuh"
-#include "tile/stack_train.h"
 #include "tile/vector.cuh"
 
 namespace cips {
 
 template <typename T>
-struct StackChainTail : StackParts<T, ChainShape> {
-    using Parts = StackParts<T, ChainShape>;
+struct StackChainTail : StoredParts<StackParts<T, ChainShape>> {
+    using Parts = StoredParts<StackParts<T, ChainShape>>;
     using Parts::a;
     using Parts::acc;
     using Parts::lane;
@@ -24,7 +24,6 @@ struct StackChainTail : StackParts<T, ChainShape> {
     using Rows = NoRows;
     static constexpr bool kInput = false;
     static constexpr bool kSkips = false;
-    static constexpr bool kTight = true;
 
     const StackGrads& grads;
     uint32_t drgb[2];  // of rows g and g + 8, as an A fragment of eight columns
@@ -66,12 +65,17 @@ struct StackChainTail : StackParts<T, ChainShape> {
         }
     }
 
+    /// Signs of a chunk, under its products: the way to their address takes 200 cycles.
+    __device__ __forceinline__ void load_ahead(const StackLayer& l, int chunk)
+    {
+        const int64_t number = l.first_record + chunk;
+        signs = __ldg(grads.signs + this->signs_place(grads.image_chunks) + number * 128);
+    }
+
     /// Accumulators start as dRGB R.
     __device__ __forceinline__ void start_chunk(const StackLayer& l, int chunk, float, float)
     {
         if (chunk == 0) rows[0] = rows[1] = 0.0f;
-        const int64_t number = l.first_record + chunk;
-        signs = __ldg(grads.signs + signs_place(*this, grads.image_chunks) + number * 128);
 #pragma unroll
         for (int i = 0; i < 64; ++i) acc[i] = 0.0f;
         if (l.rgb) {
@@ -84,68 +88,59 @@ struct StackChainTail : StackParts<T, ChainShape> {
         }
     }
 
-    /// The sum of c[i] over a column of lanes, rows 0 to 7 of a warp: i is nb, e, as three bits that the lane's row
-    /// tells. Each step halves the numbers and the rows.
-    __device__ __forceinline__ float sum_column(float (&c)[8]) const
-    {
-#pragma unroll
-        for (int half = 4; half > 0; half /= 2) {
-            const bool upper = lane & 4 * half;
-#pragma unroll
-            for (int i = 0; i < half; ++i) {
-                const float mine = upper ? c[half + i] : c[i], other = upper ? c[i] : c[half + i];
-                c[i] = mine + __shfl_xor_sync(~0u, other, 4 * half);
-            }
-        }
-        return c[0];
-    }
-
     template <bool kLast>
-    __device__ __forceinline__ void finish_chunk(int chunk, const StackLayer& l, bool keep, int)
+    __device__ __forceinline__ void finish_chunk(int chunk, const StackLayer& l, bool, int)
     {
         uint32_t local[32];
         uint32_t* q = kLast ? a + 16 * (kRegisterSlabs - 2) : local;
-        char* base = l.number == 0 ? grads.first : grads.u + 2 * grads.rows * l.bias_offset;
-        const FragmentRows out(base, this->image() * p.places.pixels + this->pixel(), this->pixel(), p.places.pixels,
-                               l.out_features, chunk, lane % 4);
-        float columns[4];
+        const int place = kLast ? 0 : chunk;  // free once the layer's input is in registers
+        this->wait_until_stored();
 #pragma unroll
         for (int group = 0; group < 4; ++group) {
-            float c[8];
 #pragma unroll
-            for (int n = 0; n < 4; ++n) {
-                float v[4];
+            for (int i = 8 * group; i < 8 * group + 8; ++i) {
+                float v[2];
 #pragma unroll
-                for (int r = 0; r < 4; ++r) {
-                    const int pair = 8 * group + 2 * n + r / 2;
-                    const uint32_t bit = (r % 2 ? 0x80000000u : 0x8000u) >> pair % 16;
-                    const float h = acc[16 * group + 4 * n + r];
-                    v[r] = (pair < 16 ? signs.x : signs.y) & bit ? h : grads.negative_slope * h;
+                for (int e = 0; e < 2; ++e) {
+                    const uint32_t bit = (e ? 0x80000000u : 0x8000u) >> i % 16;
+                    const float h = acc[2 * i + e];
+                    v[e] = (i < 16 ? signs.x : signs.y) & bit ? h : grads.negative_slope * h;
                 }
-                q[8 * group + 2 * n] = pack_pair(v[0], v[1], T());
-                q[8 * group + 2 * n + 1] = pack_pair(v[2], v[3], T());
-                rows[0] += v[0] + v[1];
-                rows[1] += v[2] + v[3];
-                c[2 * n] = v[0] + v[2];
-                c[2 * n + 1] = v[1] + v[3];
+                q[i] = pack_pair(v[0], v[1], T());
+                rows[i % 2] += v[0] + v[1];
             }
-            out.store(group, q + 8 * group);
-            if (!kLast && keep) {
-                this->park(8 * chunk + 2 * group, q + 8 * group);
-                this->park(8 * chunk + 2 * group + 1, q + 8 * group + 4);
-            }
-            columns[group] = sum_column(c);
+            this->park_rows(place, group, q + 8 * group);
         }
-        if (grads.bias_parts != nullptr) {
-            const uint32_t thread = this->thread_of_block();
-            const int warp = blockIdx.x * (4 * kConsumers) + thread / 32;
-            float* part = grads.bias_parts + int64_t{warp} * grads.part_stride + (l.first_record + chunk) * kChunk;
-            reduce_add(part + 4 * (thread % 32), columns[0], columns[1], columns[2], columns[3]);
-        }
-        if (kLast && grads.noise_rows != nullptr) store_rows(l);
+        this->store_rows(grads.gradients[l.number], place, chunk);
+        if (grads.bias_parts != nullptr) sum_columns(place, l.first_record + chunk);
+        if (kLast && grads.noise_rows != nullptr) sum_rows(l);
     }
 
-    __device__ __forceinline__ void store_rows(const StackLayer& l)
+    /// Adds the sums over the warp's rows, from where they are parked, to those of the chunk `number`; four channels a
+    /// lane. By shuffles of what registers hold they took twice as long.
+    __device__ __forceinline__ void sum_columns(int place, int64_t number) const
+    {
+        uint2 v[kWarpPixels];
+#pragma unroll
+        for (int row = 0; row < kWarpPixels; ++row) {
+            asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
+                         : "=r"(v[row].x), "=r"(v[row].y)
+                         : "r"(this->parked_box(place) + 2 * kChunk * row + 8 * lane)
+                         : "memory");
+        }
+        float4 sum = {};
+#pragma unroll
+        for (int row = 0; row < kWarpPixels; ++row) {
+            const float2 low = unpack_pair<T>(v[row].x), high = unpack_pair<T>(v[row].y);
+            sum = add4(sum, make_float4(low.x, low.y, high.x, high.y));
+        }
+        const uint32_t thread = this->thread_of_block();
+        const int warp = blockIdx.x * (4 * kConsumers) + thread / 32;
+        float* part = grads.bias_parts + int64_t{warp} * grads.part_stride + number * kChunk;
+        reduce_add(part + 4 * (thread % 32), sum.x, sum.y, sum.z, sum.w);
+    }
+
+    __device__ __forceinline__ void sum_rows(const StackLayer& l)
     {
         const int64_t pixel = this->pixel(), row = this->image() * p.places.pixels + pixel;
 #pragma unroll

@@ -38,9 +38,10 @@ struct StackParts : StackPixels {
         mbarrier_wait(full.barrier, full.parity);
     }
 
+    /// Where four of this thread's registers wait. A warp's places are side by side.
     __device__ __forceinline__ uint32_t parked(int step) const
     {
-        return shared + warpgroup * Shape::kParkBytes + thread * 16 + step * 2048;
+        return shared + threadIdx.x / 32 * (Shape::kParkBytes / 4) + lane * 16 + step * 512;
     }
 
     __device__ __forceinline__ uint32_t record() const
@@ -57,9 +58,12 @@ struct StackParts : StackPixels {
 
     __device__ __forceinline__ void park(int step, const uint32_t* v) const
     {
-        asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(parked(step)), "r"(v[0]), "r"(v[1]), "r"(v[2]),
-                     "r"(v[3])
-                     : "memory");
+        store_shared(parked(step), v[0], v[1], v[2], v[3]);
+    }
+
+    __device__ __forceinline__ static void store_shared(uint32_t to, uint32_t x, uint32_t y, uint32_t z, uint32_t w)
+    {
+        asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x), "r"(y), "r"(z), "r"(w) : "memory");
     }
 
     /// Registers of a position, from the place `from` in the parking area.
@@ -132,6 +136,9 @@ struct StackParts : StackPixels {
         asm volatile("ld.shared.f32 %0, [%1];" : "=f"(strength) : "r"(record() + Shape::kStrength) : "memory");
         return strength;
     }
+
+    /// Before the block ends.
+    __device__ __forceinline__ void settle() const {}
 
     /// Adds R x' of a record's channels, whose A fragments are `q`, for 8 colours. By ordinary arithmetic, 350
     /// instructions, it made the tail longer than the other warpgroup's products.

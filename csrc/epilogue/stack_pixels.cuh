@@ -66,7 +66,7 @@ struct StackPixels {
     /// Pixel of row g; row g + 8 is eight pixels on.
     __device__ __forceinline__ int64_t pixel() const
     {
-        const int row = warpgroup * kWarpgroupPixels + thread / 32 * 16 + lane / 4;
+        const int row = threadIdx.x / 32 * kWarpPixels + lane / 4;
         return int64_t{unit().y} * kGroupPixels + cluster_rank() * kBlockPixels + row;
     }
 

@@ -28,9 +28,8 @@ struct StackTail : StackParts<T, StackShape<1>> {
     using typename Parts::Shape;
     using Rows = TableRows<T>;
 
-    static constexpr bool kInput = true;   // layer 0 has products
-    static constexpr bool kSkips = true;   // serves residual blocks
-    static constexpr bool kTight = false;  // has no registers to spare for what comes back under the tail of layer 0
+    static constexpr bool kInput = true;  // layer 0 has products
+    static constexpr bool kSkips = true;  // serves residual blocks
 
     float rgb[4];  // rows g and g + 8, colours 2 t and 2 t + 1
 
@@ -61,6 +60,9 @@ struct StackTail : StackParts<T, StackShape<1>> {
             acc[8 * q + 7] = v.w + noise1;
         }
     }
+
+    /// What the end of a chunk wants, under its products.
+    __device__ __forceinline__ void load_ahead(const StackLayer&, int) const {}
 
     /// Activation, skip, ToRGB, and the result to where it waits: the last chunk to the last two positions, another
     /// parked.

@@ -2,15 +2,14 @@
 // goes to memory too, its signs a bit each.
 #pragma once
 
-#include "epilogue/fragment_rows.cuh"
 #include "epilogue/stack_tail.cuh"
-#include "tile/stack_train.h"
+#include "epilogue/stored_parts.cuh"
 
 namespace cips {
 
 template <typename T>
-struct StackTrainTail : StackTail<T> {
-    using Tail = StackTail<T>;
+struct StackTrainTail : StoredParts<StackTail<T>> {
+    using Tail = StoredParts<StackTail<T>>;
     using Tail::a;
     using Tail::acc;
     using Tail::lane;
@@ -26,8 +25,14 @@ struct StackTrainTail : StackTail<T> {
     {
     }
 
+    __device__ __forceinline__ void make_input()
+    {
+        this->wait_until_stored();
+        Tail::make_input();
+    }
+
     template <bool kLast>
-    __device__ __forceinline__ void finish_chunk(int chunk, const StackLayer& l, bool keep, int)
+    __device__ __forceinline__ void finish_chunk(int chunk, const StackLayer& l, bool, int)
     {
         uint32_t local[32];
         uint32_t* q = kLast ? a + 16 * (kRegisterSlabs - 2) : local;
@@ -37,18 +42,13 @@ struct StackTrainTail : StackTail<T> {
             q[j] = leaky_relu_pair<T>(acc[2 * j], acc[2 * j + 1], p.slope_pair);
             signs[j / 16] |= positive_pair<T>(q[j]) & 0x80008000u >> j % 16;
         }
-        if (!kLast && keep) {
+        const int place = kLast ? 0 : chunk;  // free once the layer's input is in registers
+        this->wait_until_stored();
 #pragma unroll
-            for (int s = 0; s < 8; ++s) this->park(8 * chunk + s, q + 4 * s);
-        }
+        for (int group = 0; group < 4; ++group) this->park_rows(place, group, q + 8 * group);
+        this->store_rows(saved.outputs[l.number], place, chunk);
         const int64_t number = l.first_record + chunk;
-        saved.signs[signs_place(*this, saved.image_chunks) + number * 128] = make_uint2(signs[0], signs[1]);
-        char* base = keep ? saved.activations + 2 * saved.rows * l.bias_offset : saved.features;
-        const int64_t pixel = this->pixel();
-        const FragmentRows rows(base, this->image() * p.places.pixels + pixel, pixel, p.places.pixels, l.out_features,
-                                chunk, lane % 4);
-#pragma unroll
-        for (int group = 0; group < 4; ++group) rows.store(group, q + 8 * group);
+        saved.signs[this->signs_place(saved.image_chunks) + number * 128] = make_uint2(signs[0], signs[1]);
         if (l.rgb) this->add_colours(this->rgb, q);
         this->end_chunk();
     }

@@ -262,8 +262,8 @@ void stack_forward(const StackPlan& plan, const StackForward& a, Target target)
         require_aligned(a.signs, "signs", 8);
         require_aligned(a.features, "features", 16);
         if (plan.layers.size() > 1) require_aligned(a.activations, "activations", 16);
-        saved = {static_cast<char*>(a.activations), static_cast<char*>(a.features), static_cast<uint2*>(a.signs),
-                 plan.batch * a.pixels, static_cast<int32_t>(plan.image_records)};
+        saved.signs = static_cast<uint2*>(a.signs);
+        saved.image_chunks = static_cast<int32_t>(plan.image_records);
     }
 
     if (a.made.made != nullptr) {
@@ -290,6 +290,13 @@ void stack_forward(const StackPlan& plan, const StackForward& a, Target target)
         map = make_tensor_map(a.streamed, shared ? 1 : plan.batch, a.pixels, plan.streamed_inputs,
                               shared ? a.pixels * a.streamed_row_stride : a.streamed_batch_stride,
                               a.streamed_row_stride, kWarpgroupPixels, bfloat16);
+    }
+    if (a.signs != nullptr) {
+        for (const StackLayer& l : plan.layers) {
+            char* output = static_cast<char*>(a.activations) + 2 * plan.batch * a.pixels * l.bias_offset;
+            if (&l == &plan.layers.back()) output = static_cast<char*>(a.features);
+            saved.outputs[l.number] = make_store_map(output, plan.batch, a.pixels, l.out_features, bfloat16);
+        }
     }
     const float slope = a.negative_slope / (1.0f - a.negative_slope);
     p.slope_pair = bfloat16 ? pair_of<__nv_bfloat16>(slope) : pair_of<__half>(slope);

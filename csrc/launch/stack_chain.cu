@@ -9,6 +9,7 @@
 #include "launch/requirements.h"
 #include "launch/resident_clusters.h"
 #include "launch/stack_kernels.h"
+#include "launch/tensor_map.h"
 
 namespace cips {
 
@@ -80,9 +81,14 @@ void chain_backward(const ChainPlan& plan, const ChainBackward& a, Target target
     StackGrads grads{};
     grads.drgb = a.drgb;
     grads.signs = static_cast<const uint2*>(a.signs);
-    grads.rows = a.images * a.pixels;
-    grads.u = static_cast<char*>(a.u) - 2 * grads.rows * plan.layers.back().out_features;
-    grads.first = static_cast<char*>(a.first);
+    for (const StackLayer& l : plan.layers) {
+        // bias_offset counts layer 0's, which has a place of its own
+        const int64_t before = l.bias_offset - plan.layers.back().out_features;
+        char* gradient = static_cast<char*>(a.u) + 2 * a.images * a.pixels * before;
+        if (l.number == 0) gradient = static_cast<char*>(a.first);
+        grads.gradients[l.number] =
+            make_store_map(gradient, a.images, a.pixels, l.out_features, a.dtype == DType::kBFloat16);
+    }
     grads.colours = static_cast<uint32_t*>(a.colours);
     grads.bias_parts = a.bias_parts;
     grads.noise_rows = a.noise_rows;

@@ -5,6 +5,7 @@
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -29,31 +30,51 @@ Encode find_encoder()
     return reinterpret_cast<Encode>(function);
 }
 
+/// The innermost stride is that of neighbours; steps, in bytes, are those of the others.
+template <int kRank>
+TensorMap encode(const void* base, const cuuint64_t (&sizes)[kRank], const cuuint64_t (&steps)[kRank - 1],
+                 const cuuint32_t (&box)[kRank], CUtensorMapSwizzle swizzle, CUtensorMapL2promotion promotion,
+                 bool bfloat16)
+{
+    static const Encode encoder = find_encoder();
+    cuuint32_t each[kRank];
+    std::fill(each, each + kRank, 1);
+    CUtensorMap map;
+    const CUresult code = encoder(&map, bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+                                  kRank, const_cast<void*>(base), sizes, steps, box, each,
+                                  CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, promotion, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    if (code != CUDA_SUCCESS) {
+        std::string text = "cuTensorMapEncodeTiled: error " + std::to_string(static_cast<int>(code)) + " for sizes";
+        for (const cuuint64_t size : sizes) text += " " + std::to_string(size);
+        text += ", strides";
+        for (const cuuint64_t step : steps) text += " " + std::to_string(step);
+        throw std::invalid_argument(text + " bytes, innermost first");
+    }
+    TensorMap result;
+    static_assert(sizeof(result) == sizeof(map), "a tensor map has 128 bytes");
+    std::memcpy(&result, &map, sizeof(map));
+    return result;
+}
+
+cuuint64_t size(int64_t value)
+{
+    return static_cast<cuuint64_t>(value);
+}
+
 }  // namespace
 
 TensorMap make_tensor_map(const void* base, int64_t planes, int64_t rows, int64_t columns, int64_t plane_stride,
                           int64_t row_stride, int box_rows, bool bfloat16)
 {
-    static const Encode encode = find_encoder();
-    const cuuint64_t sizes[3] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows),
-                                 static_cast<cuuint64_t>(planes)};
-    const cuuint64_t strides[2] = {static_cast<cuuint64_t>(row_stride), static_cast<cuuint64_t>(plane_stride)};
-    const cuuint32_t box[3] = {64, static_cast<cuuint32_t>(box_rows), 1};
-    const cuuint32_t steps[3] = {1, 1, 1};
-    CUtensorMap map;
-    const CUresult code =
-        encode(&map, bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 3,
-               const_cast<void*>(base), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-               CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    if (code != CUDA_SUCCESS)
-        throw std::invalid_argument("cuTensorMapEncodeTiled: error " + std::to_string(static_cast<int>(code)) +
-                                    " for [" + std::to_string(planes) + ", " + std::to_string(rows) + ", " +
-                                    std::to_string(columns) + "], strides " + std::to_string(plane_stride) + ", " +
-                                    std::to_string(row_stride) + " bytes");
-    TensorMap result;
-    static_assert(sizeof(result) == sizeof(map), "a tensor map has 128 bytes");
-    std::memcpy(&result, &map, sizeof(map));
-    return result;
+    return encode<3>(base, {size(columns), size(rows), size(planes)}, {size(row_stride), size(plane_stride)},
+                     {kSlab, static_cast<cuuint32_t>(box_rows), 1}, CU_TENSOR_MAP_SWIZZLE_128B,
+                     CU_TENSOR_MAP_L2_PROMOTION_L2_128B, bfloat16);
+}
+
+TensorMap make_store_map(const void* base, int64_t planes, int64_t rows, int64_t channels, bool bfloat16)
+{
+    return encode<3>(base, {size(channels), size(rows), size(planes)}, {size(2 * channels), size(2 * channels * rows)},
+                     {kChunk, kWarpPixels, 1}, CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_NONE, bfloat16);
 }
 
 }  // namespace cips

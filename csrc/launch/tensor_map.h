@@ -12,4 +12,8 @@ namespace cips {
 TensorMap make_tensor_map(const void* base, int64_t planes, int64_t rows, int64_t columns, int64_t plane_stride,
                           int64_t row_stride, int box_rows, bool bfloat16);
 
+/// Of [planes, rows, channels] 16-bit values without gaps, written in boxes [kWarpPixels, kChunk]; what lies outside is
+/// left out. channels: a multiple of 8.
+TensorMap make_store_map(const void* base, int64_t planes, int64_t rows, int64_t channels, bool bfloat16);
+
 }  // namespace cips

@@ -9,4 +9,10 @@ __device__ __forceinline__ void proxy_fence_global()
     asm volatile("fence.proxy.async.global;" ::: "memory");
 }
 
+/// The same of what it wrote to shared memory.
+__device__ __forceinline__ void proxy_fence_shared()
+{
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
 }  // namespace cips

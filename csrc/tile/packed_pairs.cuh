@@ -48,6 +48,26 @@ __device__ __forceinline__ uint32_t mul_pair<__half>(uint32_t a, uint32_t b)
     return d;
 }
 
+/// Both numbers of a pair.
+template <typename T>
+__device__ __forceinline__ float2 unpack_pair(uint32_t pair);
+
+template <>
+__device__ __forceinline__ float2 unpack_pair<__nv_bfloat16>(uint32_t pair)
+{
+    return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
+}
+
+template <>
+__device__ __forceinline__ float2 unpack_pair<__half>(uint32_t pair)
+{
+    float2 v;
+    asm("{\n.reg .f16 low, high;\nmov.b32 {low, high}, %2;\ncvt.f32.f16 %0, low;\ncvt.f32.f16 %1, high;\n}"
+        : "=f"(v.x), "=f"(v.y)
+        : "r"(pair));
+    return v;
+}
+
 /// All bits of a half where its number is positive.
 template <typename T>
 __device__ __forceinline__ uint32_t positive_pair(uint32_t x);

@@ -22,6 +22,7 @@ constexpr int kMaxRgbChannels = 3;
 constexpr int kCluster = 2;           // blocks that share one stream of weights
 constexpr int kConsumers = 2;         // warpgroups of a block that compute
 constexpr int kWarpgroupPixels = 64;  // pixels of a warpgroup
+constexpr int kWarpPixels = 16;
 constexpr int kBlockPixels = kConsumers * kWarpgroupPixels;
 constexpr int kGroupPixels = kCluster * kBlockPixels;  // pixels of one unit of work
 constexpr int kMadeBuffers = 2;                        // of made rows, at most

@@ -11,23 +11,23 @@
 
 #include <cstdint>
 
+#include "tile/stack_params.h"
+
 namespace cips {
 
-/// Layer l's rows start at element `rows` times its bias_offset: widths of layers add up in both.
+/// A map of each layer's rows, [B][P][width] of 16-bit values, for boxes of a warp's rows and a chunk's channels.
+using StackRowMaps = TensorMap[kMaxStackLayers];
+
 struct StackSaved {
-    char* activations;     // 16-bit values: outputs of the layers but the last, over g (1 - s), [B][P][width] each
-    char* features;        // the last layer's
+    StackRowMaps outputs;  // of the layers, over g (1 - s)
     uint2* signs;          // whether an output is positive
-    int64_t rows;          // B P
     int32_t image_chunks;  // chunks of all layers
 };
 
 struct StackGrads {
     const float* drgb;  // [images][P][C]
     const uint2* signs;
-    char* u;      // the gradients at the layers' sums over g, 16-bit, [images][P][width] each; layer 0's would be first
-    char* first;  // layer 0's
-    int64_t rows;  // images P
+    StackRowMaps gradients;  // at the layers' sums, over g
     // For the weight gradients of ToRGBs, which read it as an operand: [images][whole units of pixels][8] 16-bit
     // values, the colours' gradients rounded, what that left, and zeros; null: not wanted
     uint32_t* colours;

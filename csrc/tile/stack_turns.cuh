@@ -5,7 +5,7 @@
 // (the accumulator of a product has the very layout that the next product reads), 8 positions of 64 channels. What is
 // finished parks in shared memory, each thread its own registers, until the last products have read the input for the
 // last time; then it moves to the registers. Weights come through a ring of slabs, multicast to both blocks. No
-// warpgroup barrier, no stmatrix, no proxy fence.
+// warpgroup barrier, no stmatrix; a proxy fence only where training stores what is parked.
 #pragma once
 
 #include "ptx/named_barrier.cuh"
@@ -175,6 +175,7 @@ __device__ __forceinline__ void run_consumer(Consumer& c)
         c.store();
     }
     if (c.warpgroup == 0) c.wait_for_turn();  // no barrier is left half full
+    c.settle();
 }
 
 /// A block's work. more: what else the tail is made with.
