@@ -65,17 +65,12 @@ struct StackChainTail : StoredParts<StackParts<T, ChainShape>> {
         }
     }
 
-    /// Signs of a chunk, under its products: the way to their address takes 200 cycles.
-    __device__ __forceinline__ void load_ahead(const StackLayer& l, int chunk)
-    {
-        const int64_t number = l.first_record + chunk;
-        signs = __ldg(grads.signs + this->signs_place(grads.image_chunks) + number * 128);
-    }
-
     /// Accumulators start as dRGB R.
     __device__ __forceinline__ void start_chunk(const StackLayer& l, int chunk, float, float)
     {
         if (chunk == 0) rows[0] = rows[1] = 0.0f;
+        const int64_t number = l.first_record + chunk;
+        signs = __ldg(grads.signs + this->signs_place(grads.image_chunks) + number * 128);
 #pragma unroll
         for (int i = 0; i < 64; ++i) acc[i] = 0.0f;
         if (l.rgb) {

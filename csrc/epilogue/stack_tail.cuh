@@ -61,9 +61,6 @@ struct StackTail : StackParts<T, StackShape<1>> {
         }
     }
 
-    /// What the end of a chunk wants, under its products.
-    __device__ __forceinline__ void load_ahead(const StackLayer&, int) const {}
-
     /// Activation, skip, ToRGB, and the result to where it waits: the last chunk to the last two positions, another
     /// parked.
     template <bool kLast>

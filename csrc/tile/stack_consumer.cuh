@@ -35,10 +35,8 @@ struct StackConsumer : StackTurns<Tail> {
     /// The products of a chunk of another layer. Parked positions below `reloads` come back as the products on them
     /// end.
     template <bool kReload>
-    __device__ __forceinline__ void products(const StackLayer& l, int chunk, int reloads)
+    __device__ __forceinline__ void products(uint32_t positions, int reloads)
     {
-        const uint32_t positions = l.positions;
-        this->load_ahead(l, chunk);
         Pending pending;
         wait_for_turn();
 #pragma unroll
@@ -60,7 +58,7 @@ struct StackConsumer : StackTurns<Tail> {
     /// The same for a layer whose input fills every position: slab i is in slot i. Between the end of one group of
     /// products and the end of the next is time for nothing but to send another: all else is done before.
     template <bool kReload>
-    __device__ __forceinline__ void full_products(const StackLayer& l, int chunk, int reloads)
+    __device__ __forceinline__ void full_products(int reloads)
     {
         wgmma_fence();  // else the compiler starts the accumulators within the turn
         wait_for_turn();
@@ -77,7 +75,6 @@ struct StackConsumer : StackTurns<Tail> {
             wgmma_commit();
             if (i + 1 == kRegisterSlabs) pass_turn();
             if (kReload && i > 1 && i - 2 < reloads) reload(i - 2, i - 2);
-            if (i == 1) this->load_ahead(l, chunk);
             if (i + 1 < kRegisterSlabs) mbarrier_wait(bars.full + 8 * (i + 1), at.phase_of(i + 1));
             wgmma_wait<1>();
             if (i > 0) release(i - 1);
@@ -106,9 +103,9 @@ struct StackConsumer : StackTurns<Tail> {
         for (int chunk = -l.skip_chunks; chunk < last; ++chunk) {
             start_chunk(l, chunk, noise0, noise1);
             if constexpr (kFull) {
-                full_products<false>(l, chunk, 0);
+                full_products<false>(0);
             } else {
-                products<false>(l, chunk, 0);
+                products<false>(l.positions, 0);
             }
             if constexpr (Tail::kSkips) {
                 if (chunk < 0) {
@@ -120,9 +117,9 @@ struct StackConsumer : StackTurns<Tail> {
         }
         start_chunk(l, last, noise0, noise1);
         if constexpr (kFull) {
-            full_products<true>(l, last, reloads);
+            full_products<true>(reloads);
         } else {
-            products<true>(l, last, reloads);
+            products<true>(l.positions, reloads);
         }
         this->template finish_chunk<true>(last, l, keep, source);
     }
@@ -138,11 +135,7 @@ struct StackConsumer : StackTurns<Tail> {
         for (int chunk = 0; chunk < l.chunks; ++chunk) {
             if (chunk > 0) this->template finish_chunk<false>(chunk - 1, l, keep, source);
             start_chunk(l, chunk, noise0, noise1);
-            if constexpr (Tail::kInput) {
-                first_products();
-            } else {
-                this->load_ahead(l, chunk);
-            }
+            if constexpr (Tail::kInput) first_products();
         }
         // What never parked is whatever lies there: nobody looks at it. The last chunk may pass by way of the first's
         // place; the others come back when its accumulators are done with.
