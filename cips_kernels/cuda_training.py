@@ -118,7 +118,8 @@ class _Chain:
         self.device, self.dtype = inputs.x.device, inputs.x.dtype
         self.fold = spec.gain * (1 - spec.negative_slope)  # what kept activations are over
         float32 = {"dtype": torch.float32, "device": self.device}
-        self.grad_mods = torch.zeros(self.packing.mod_numel, **float32) if needs.weights else None
+        # every matrix is written, and what lies between their rows nobody reads
+        self.grad_mods = torch.empty(self.packing.mod_numel, **float32) if needs.weights else None
         self.rows = (
             torch.empty((spec.depth, batch, pixels), **float32) if needs.noise and inputs.has_noise else None
         )
@@ -242,7 +243,7 @@ class _Chain:
         """Gradients of the strengths, and of given noise."""
         if self.rows is None:
             return torch.zeros(self.spec.depth, dtype=torch.float32, device=self.device), None
-        strengths = (layers.noise_values(self.inputs, self.spec, 0) * self.rows).sum((1, 2))
+        strengths = layers.strength_grads(self.rows, self.inputs, self.spec)
         if self.inputs.noise is None:
             return strengths, None
         return strengths, self.rows.mul_(self.inputs.noise_strengths[:, None, None])

@@ -117,7 +117,7 @@ def run_stack(
 ) -> None:
     """Forward for inference, forward for training and backward of one stack, on tensors whose values nothing reads."""
     from cips_kernels.spec import Needs, StackInputs, StackSpec
-    from cips_kernels.triton import stack
+    from cips_kernels.triton import layers, stack
 
     spec = StackSpec(widths, rgb_after, activation=activation)
     packing = spec.packing(batch)
@@ -135,6 +135,7 @@ def run_stack(
     stack.forward(inputs, spec, False, False)
     features, rgb, saved = stack.forward(inputs, spec, True, True)
     stack.backward(features, rgb, inputs, spec, saved, Needs(True, True, True, True))
+    layers.strength_grads(torch.zeros(spec.depth, batch, pixels), inputs, spec)
 
 
 def run_wgrads(depth: int, width: int, pixels: int, dtype: torch.dtype) -> None:

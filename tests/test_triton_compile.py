@@ -15,8 +15,8 @@ pytest.importorskip("triton", reason="this machine has no triton")
 EVERY = {
     "counter_noise_kernel", "modulate_fwd_kernel", "modulate_bwd_kernel", "modulate_style_sum_kernel", "rgb_fwd_kernel",
     "rgb_sum_kernel", "rgb_wgrad_kernel", "rgb_wgrad_chain_kernel", "rgb_wgrad_chain_sum_kernel", "modfc_head_kernel",
-    "noise_bwd_kernel", "modfc_dgrad_input_kernel", "modfc_fwd_kernel", "modfc_dgrad_kernel", "modfc_wgrad_kernel",
-    "blur_kernel", "blur_transposed_kernel", "bias_lrelu_kernel",
+    "noise_bwd_kernel", "counter_strength_kernel", "modfc_dgrad_input_kernel", "modfc_fwd_kernel", "modfc_dgrad_kernel",
+    "modfc_wgrad_kernel", "blur_kernel", "blur_transposed_kernel", "bias_lrelu_kernel",
 }  # fmt: skip
 DESCRIPTORS = {
     "modfc_fwd_descriptor_kernel",

@@ -29,7 +29,7 @@ from .dgrad import modfc_dgrad_kernel, modfc_head_kernel
 from .forward import modfc_fwd_kernel
 from .fragment import check_fragment
 from .input_grad import modfc_dgrad_input_kernel
-from .noise import counter_noise_kernel
+from .noise import counter_noise_kernel, counter_strength_kernel
 from .order import evens
 from .rgb import rgb_fwd_kernel, rgb_sum_kernel
 from .rgb_wgrad import rgb_wgrad_kernel
@@ -70,6 +70,22 @@ def noise_values(inputs: StackInputs, spec: StackSpec, first_pixel: int, first_i
         batch, pixels, first_pixel, spec.first_layer, first_image, COORDS=coords is not None, BLOCK_P=block, num_warps=4,
     )  # fmt: skip
     return out
+
+
+def strength_grads(rows: Tensor, inputs: StackInputs, spec: StackSpec) -> Tensor:
+    """Gradients `[L]` of the noise strengths, from the sums over channels of u, `[L, B, P]` float32, contiguous. Deterministic."""
+    if inputs.noise is not None or inputs.seed is None:
+        return (noise_values(inputs, spec, 0) * rows).sum((1, 2))
+    _, batch, pixels = rows.shape
+    block = max(16, min(_NOISE_PIXELS, next_power_of_2(pixels)))
+    programs, coords = batch * triton.cdiv(pixels, block), inputs.coords
+    parts = torch.empty((spec.depth, programs), dtype=torch.float32, device=rows.device)
+    points = rows if coords is None else coords.contiguous()
+    counter_strength_kernel[(programs, spec.depth)](
+        parts, rows, inputs.seed, points, points.stride(0) if coords is not None and coords.dim() == 3 else 0, batch, pixels,
+        spec.first_layer, COORDS=coords is not None, BLOCK_P=block, num_warps=4,
+    )  # fmt: skip
+    return parts.sum(1)
 
 
 def _fast_sine(x: Tensor) -> bool:

@@ -28,6 +28,24 @@ def counter_noise(seed, c0, c1, image, layer):
     return tl.sqrt(-2.0 * tl.log(u)) * cos_turns((r1 >> 8).to(tl.float32) * 5.9604644775390625e-08)
 
 
+@triton.jit
+def _noise_of(
+    offs_p, inside, image, layer, seed_ptr, coords_ptr, stride_coords_b, first_pixel, first_layer, first_image,
+    COORDS: tl.constexpr,
+):  # fmt: skip
+    """Noise of some pixels of one image at one layer."""
+    if COORDS:
+        point = coords_ptr + image.to(tl.int64) * stride_coords_b + 2 * offs_p
+        # adding +0.0 turns -0.0 into +0.0: one point, one noise
+        c0 = (tl.load(point, mask=inside, other=0.0) + 0.0).to(tl.uint32, bitcast=True)
+        c1 = (tl.load(point + 1, mask=inside, other=0.0) + 0.0).to(tl.uint32, bitcast=True)
+    else:
+        index = offs_p + first_pixel
+        c0 = (index & 0xFFFFFFFF).to(tl.uint32)
+        c1 = (index >> 32).to(tl.uint32)
+    return counter_noise(tl.load(seed_ptr), c0, c1, image + first_image, layer + first_layer)
+
+
 @triton.jit(do_not_specialize=["first_layer", "first_pixel", "first_image"])
 def counter_noise_kernel(
     out_ptr, seed_ptr, coords_ptr, stride_coords_b, batch, pixels, first_pixel, first_layer, first_image,
@@ -42,14 +60,23 @@ def counter_noise_kernel(
     image, layer = tl.program_id(0) // tiles_p, tl.program_id(1)
     offs_p = (tl.program_id(0) % tiles_p).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     inside = offs_p < pixels
-    if COORDS:
-        point = coords_ptr + image.to(tl.int64) * stride_coords_b + 2 * offs_p
-        # adding +0.0 turns -0.0 into +0.0: one point, one noise
-        c0 = (tl.load(point, mask=inside, other=0.0) + 0.0).to(tl.uint32, bitcast=True)
-        c1 = (tl.load(point + 1, mask=inside, other=0.0) + 0.0).to(tl.uint32, bitcast=True)
-    else:
-        index = offs_p + first_pixel
-        c0 = (index & 0xFFFFFFFF).to(tl.uint32)
-        c1 = (index >> 32).to(tl.uint32)
-    n = counter_noise(tl.load(seed_ptr), c0, c1, image + first_image, layer + first_layer)
+    n = _noise_of(
+        offs_p, inside, image, layer, seed_ptr, coords_ptr, stride_coords_b, first_pixel, first_layer, first_image, COORDS
+    )
     tl.store(out_ptr + (layer.to(tl.int64) * batch + image) * pixels + offs_p, n, mask=inside)
+
+
+@triton.jit(do_not_specialize=["first_layer"])
+def counter_strength_kernel(
+    part_ptr, rows_ptr, seed_ptr, coords_ptr, stride_coords_b, batch, pixels, first_layer,
+    COORDS: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """Parts `[L, programs]` of `sum_p n_p rows_p`, the noise drawn anew: it is not written and read again."""
+    tiles_p = tl.cdiv(pixels, BLOCK_P)
+    image, layer = tl.program_id(0) // tiles_p, tl.program_id(1)
+    offs_p = (tl.program_id(0) % tiles_p).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+    inside = offs_p < pixels
+    rows = tl.load(rows_ptr + (layer.to(tl.int64) * batch + image) * pixels + offs_p, mask=inside, other=0.0)
+    n = _noise_of(offs_p, inside, image, layer, seed_ptr, coords_ptr, stride_coords_b, 0, first_layer, 0, COORDS)
+    part = part_ptr + layer * tl.num_programs(0) + tl.program_id(0)
+    tl.store(part, tl.sum(tl.where(inside, n * rows, 0.0), axis=0))
