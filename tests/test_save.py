@@ -51,7 +51,8 @@ SERVED += [("counter", "triton"), ("blocks", "triton")]
 @pytest.mark.parametrize(("name", "backend"), SERVED)
 def test_gradients_are_the_same(name: str, save: str, backend: str, rows: int | None) -> None:
     dtype = torch.float32 if backend == "triton" else torch.float64
-    case = random_stack(WIDTHS, RGB_AFTER, batch=3, pixels=7, dtype=dtype, **CASES[name])
+    device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"  # else it is interpreted
+    case = random_stack(WIDTHS, RGB_AFTER, batch=3, pixels=7, dtype=dtype, device=device, **CASES[name])
     (out, found), (whole, wanted) = (gradients(case, backend, mode) for mode in (save, "all"))
     # counter noise is float32, whose last bit depends on a processor's vectors
     tight = 1e-5 if dtype == torch.float32 else 1e-6 if isinstance(case.noise, int) else 1e-12
