@@ -144,7 +144,7 @@ def test_one_part_may_be_missing(monkeypatch, backend, where, part):
     e = without(whole, part)
     kept = slice(7, 13) if part == "fourier" else slice(0, 7)
     assert torch.equal(encoding.encode(e), encoding.encode(whole)[..., kept]) and e.features == kept.stop - kept.start
-    case = random_stack((e.features, *WIDTHS[1:]), RGB_AFTER, batch=3, pixels=e.pixels, noise=11)
+    case = random_stack((e.features, *WIDTHS[1:]), RGB_AFTER, batch=3, pixels=e.pixels)  # noise given, see test_triton_sines
     found = colours(case, e, backend=backend)
     assert_close_as_eager(
         "rgb", found, from_tensor(case, e, torch.float32), from_tensor(case, e, torch.float64)
