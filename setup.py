@@ -17,7 +17,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-OLDEST_NVCC = (12, 0)  # the first that knows sm_90a
+OLDEST_NVCC = (12, 1)  # the first whose kernels take more than 4 KB of arguments
 
 
 def find_nvcc() -> tuple[str | None, str]:
@@ -39,7 +39,7 @@ def find_nvcc() -> tuple[str | None, str]:
         text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
         release = re.search(r"release (\d+)\.(\d+)", text)
         version = tuple(map(int, release.groups())) if release else (0, 0)
-        reason = f"{nvcc} is release {version[0]}.{version[1]}, 12.0 or newer is needed"
+        reason = f"{nvcc} is release {version[0]}.{version[1]}, 12.1 or newer is needed"
         if version >= OLDEST_NVCC:
             return nvcc, ""
     if choice == "1":
