@@ -45,8 +45,18 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def case_of(options: argparse.Namespace, call: str):  # -> cases.Case
+    """What a call of `--calls` computes."""
+    from cases import DTYPES, make_case
+
+    return make_case(
+        "stack", batch=int(call.rsplit(":", 1)[1]), height=options.size, width=options.size, dtype=DTYPES[options.dtype],
+        channels=options.channels, layers=options.layers,
+    )  # fmt: skip
+
+
 def work(options: argparse.Namespace) -> None:
-    """A checkout's process: for every line `CALL REPEATS` of its input a line of milliseconds a call."""
+    """A checkout's process: for every line `CALL TURN` of its input, a turn's milliseconds, a line of milliseconds a call."""
     folder = options.folders[0].resolve()
     sys.path[:0] = [str(folder), str(folder / "python"), str(ROOT / "benchmarks")]
     import torch
@@ -56,7 +66,7 @@ def work(options: argparse.Namespace) -> None:
     if Path(cips_kernels.__file__).resolve().parent != folder / "cips_kernels":
         sys.exit(f"folders: {folder} holds no package cips_kernels, {cips_kernels.__file__} would be timed in its place")
     import providers
-    from cases import DTYPES, make_case, make_problem
+    from cases import DTYPES, make_problem
     from ceilings import MATMUL as PRODUCT
     from ceilings import Ceilings
     from measure import Clock, captured
@@ -65,15 +75,11 @@ def work(options: argparse.Namespace) -> None:
     device, dtype = torch.device(options.device), DTYPES[options.dtype]
     clock, calls = Clock(device), {}
     for name in options.calls.split(","):
-        mode, images = name.rsplit(":", 1)
-        case = make_case(
-            "stack", batch=int(images), height=options.size, width=options.size, dtype=dtype, channels=options.channels,
-            layers=options.layers,
-        )  # fmt: skip
-        provider, problem = providers.build(options.backend, device, dtype), make_problem(case, device, 3)
+        provider = providers.build(options.backend, device, dtype)
+        problem = make_problem(case_of(options, name), device, 3)
         if provider.unavailable:
             sys.exit(f"backend: {provider.unavailable}")
-        made = call_of(provider, mode)
+        made = call_of(provider, name.rsplit(":", 1)[0])
         calls[name] = call = lambda made=made, problem=problem: made(problem)
         call()
         if clock.cuda:
@@ -85,7 +91,7 @@ def work(options: argparse.Namespace) -> None:
     calls[MATMUL] = product.call
     for call in calls.values():
         call()
-    print("ready", torch.finfo(dtype).bits, ceilings.side, flush=True)
+    print("ready", ceilings.side, flush=True)
     for line in sys.stdin:
         name, turn = line.split()
         repeats = max(1, round(float(turn) / clock.time(calls[name])))
@@ -122,7 +128,7 @@ class Checkout:
         words = self.process.stdout.readline().split()
         if words[:1] != ["ready"]:
             raise SystemExit(f"{self.folder}: its process ended with status {self.process.wait()}")
-        return int(words[2])
+        return int(words[1])
 
     def time(self, call: str, turn: float) -> float:
         """Milliseconds a call, over a turn."""
@@ -138,11 +144,10 @@ def main(arguments: list[str] | None = None) -> int:
         work(options)
         return 0
     sys.path.insert(0, str(HERE.parent))
-    from cases import DTYPES, make_case
     from progress import follow
 
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    passed = [a for a in given if a not in {str(folder) for folder in options.folders}]
+    passed = [f"--{name}={value}" for name, value in vars(options).items() if name not in ("folders", "profile", "worker")]
+    passed += ["--profile"] * options.profile
     checkouts = [Checkout(folder, passed) for folder in options.folders]
     sides = [checkout.wait() for checkout in checkouts]
     calls = options.calls.split(",")
@@ -159,15 +164,12 @@ def main(arguments: list[str] | None = None) -> int:
                 products[call].append(checkouts[k].time(MATMUL, options.turn))
     for call in calls:
         mode, images = call.rsplit(":", 1)
-        case = make_case(
-            "stack", batch=int(images), height=options.size, width=options.size, dtype=DTYPES[options.dtype],
-            channels=options.channels, layers=options.layers,
-        )  # fmt: skip
+        flops = case_of(options, call).flops(mode)
         rate = 2 * sides[0] ** 3 / statistics.median(products[call]) / 1e9
         first = statistics.median(samples[call, 0])
         for k, checkout in enumerate(checkouts):
             ms = statistics.median(samples[call, k])
-            share = case.flops(mode) / ms / 1e9 / rate
+            share = flops / ms / 1e9 / rate
             print(
                 f"{call}  {checkout.folder}: {ms:.4f} ms, {ms / int(images):.4f} an image, {ms / first:.4f} of the first, "
                 f"{share:.1%} of the product's {rate:.3g} TFLOP/s"

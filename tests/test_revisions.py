@@ -14,7 +14,8 @@ SMALL = ["--device=cpu", "--backend=cpu", "--dtype=float32", "--channels=16", "-
 
 
 def run(*folders: Path, calls: str = "forward:1,forward+backward:2") -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / "benchmarks/revisions.py", *folders, *SMALL, f"--calls={calls}"]
+    # a folder as a shell completes it
+    command = [sys.executable, ROOT / "benchmarks/revisions.py", *(f"{folder}/" for folder in folders), *SMALL, f"--calls={calls}"]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 

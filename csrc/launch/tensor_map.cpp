@@ -30,8 +30,9 @@ Encode find_encoder()
     return reinterpret_cast<Encode>(function);
 }
 
+constexpr int kRank = 3;
+
 /// The innermost stride is that of neighbours; steps, in bytes, are those of the others.
-template <int kRank>
 TensorMap encode(const void* base, const cuuint64_t (&sizes)[kRank], const cuuint64_t (&steps)[kRank - 1],
                  const cuuint32_t (&box)[kRank], CUtensorMapSwizzle swizzle, CUtensorMapL2promotion promotion,
                  bool bfloat16)
@@ -66,15 +67,15 @@ cuuint64_t size(int64_t value)
 TensorMap make_tensor_map(const void* base, int64_t planes, int64_t rows, int64_t columns, int64_t plane_stride,
                           int64_t row_stride, int box_rows, bool bfloat16)
 {
-    return encode<3>(base, {size(columns), size(rows), size(planes)}, {size(row_stride), size(plane_stride)},
-                     {kSlab, static_cast<cuuint32_t>(box_rows), 1}, CU_TENSOR_MAP_SWIZZLE_128B,
-                     CU_TENSOR_MAP_L2_PROMOTION_L2_128B, bfloat16);
+    return encode(base, {size(columns), size(rows), size(planes)}, {size(row_stride), size(plane_stride)},
+                  {kSlab, static_cast<cuuint32_t>(box_rows), 1}, CU_TENSOR_MAP_SWIZZLE_128B,
+                  CU_TENSOR_MAP_L2_PROMOTION_L2_128B, bfloat16);
 }
 
 TensorMap make_store_map(const void* base, int64_t planes, int64_t rows, int64_t channels, bool bfloat16)
 {
-    return encode<3>(base, {size(channels), size(rows), size(planes)}, {size(2 * channels), size(2 * channels * rows)},
-                     {kChunk, kWarpPixels, 1}, CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_NONE, bfloat16);
+    return encode(base, {size(channels), size(rows), size(planes)}, {size(2 * channels), size(2 * channels * rows)},
+                  {kChunk, kWarpPixels, 1}, CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_NONE, bfloat16);
 }
 
 }  // namespace cips
