@@ -1,4 +1,4 @@
-"""Launchers of csrc/: modulate, forward and backward, and the mapping network; checks, allocation, stream.
+"""Launchers of csrc/: modulate, forward and backward, the mapping network and affines; checks, allocation, stream.
 
 The extension `cips_kernels._cuda` knows no tensors: it takes addresses, shapes, a device index and a stream.
 Whatever an address cannot show is checked here. Importing this module loads no extension and touches no CUDA.
@@ -221,3 +221,44 @@ def mapping(z: Tensor, weights: Tensor, biases: Tensor, negative_slope: float) -
         stream=torch.cuda.current_stream(z.device).cuda_stream,
     )
     return w
+
+
+def affine(x: Tensor, weight: Tensor, bias: Tensor, upcoming: Tensor, current: Tensor | None = None) -> Tensor:
+    """`x W^T + b` of a few vectors in one launch.
+
+    Args:
+        x: float32 `[N, D]`; D a multiple of 32 up to 512, as `why_not_mapping` says.
+        weight, bias: `[R, D]` and `[R]`.
+        upcoming: what the kernel behind reads; brought to L2 on the way.
+        current: what the kernel before it reads, likewise: it may then begin while that kernel, which must not write
+            `weight` or `bias`, still runs. None: it begins when that has ended.
+
+    Raises:
+        ValueError, TypeError: as `modulate`.
+    """
+    reason = why_not_mapping(x)
+    if reason is not None:
+        raise ValueError(f"x: the affines' kernel cannot serve it, {reason}")
+    count, dim = x.shape
+    rows = weight.shape[0]
+    _check("x", x, (count, dim), weight.device)
+    _check("weight", weight, (rows, dim), weight.device)
+    _check("bias", bias, (rows,), weight.device)
+    y = x.new_empty((count, rows))
+    _load().affine_forward(
+        x=x.data_ptr(),
+        weight=weight.data_ptr(),
+        bias=bias.data_ptr(),
+        y=y.data_ptr(),
+        vectors=count,
+        rows=rows,
+        dim=dim,
+        current=0 if current is None else current.data_ptr(),
+        current_bytes=0 if current is None else current.nbytes,
+        upcoming=upcoming.data_ptr(),
+        upcoming_bytes=upcoming.nbytes,
+        overlaps=current is not None,
+        device=x.device.index,
+        stream=torch.cuda.current_stream(x.device).cuda_stream,
+    )
+    return y

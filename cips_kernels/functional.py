@@ -11,7 +11,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from . import blended, cuda, cuda_saved, ops, reference
+from . import blended, cuda, cuda_saved, ops, reference, vectors
 from .activations import resolve_activation
 from .arguments import (
     COMPUTE_DTYPES,
@@ -134,7 +134,7 @@ def mapping(
         name = "cuda" if fits else "reference"
     if _needs_gradient(z, weights, biases) or z.numel() * weights.numel() == 0:
         return reference.mapping(z, weights, biases, negative_slope=negative_slope)
-    return torch.ops.cips_kernels.mapping(z, weights, biases, float(negative_slope), name)
+    return vectors.mapping(z, weights, biases, float(negative_slope), name)
 
 
 def modfc(

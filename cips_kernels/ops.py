@@ -1,11 +1,10 @@
 """The operators, registered with PyTorch: schema, fake kernels, autograd, second order.
 
-In the namespace `cips_kernels` live two pairs and two singles:
+In the namespace `cips_kernels` live two pairs and a single, beside those of `vectors`:
 
     modfc_stack / modfc_stack_backward      a stack of layers with its ToRGBs; one layer and one ToRGB are its special cases
     modulate / modulate_backward            modulated weights by themselves
     synthesis                               a stack's colours from coordinates
-    mapping                                 the mapping network, without gradients
 
 The backward of each is an operator of its own, so that `create_graph=True` works on every backend: its derivative is
 taken of the written-out formula in `reference`. Parameters come as flat tensors (see packing), so the schema is the same
@@ -21,7 +20,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import blended, cuda, cuda_saved, encoded, recompute, reference, sines
+from . import blended, cuda_saved, encoded, recompute, reference, sines
 from .arguments import autocast_on
 from .backends import module as backend_module
 from .encoding import Encoding, by_tiles, encode, points
@@ -61,7 +60,6 @@ _library.define(
 )
 _ENCODING = "Tensor fourier_weight, Tensor fourier_bias, Tensor? table, Tensor? points, int[]? size, str lookup"
 _library.define(f"synthesis({_ENCODING}, {_TENSORS}, {_SPEC}, str backend) -> Tensor", tags=_TAGS)
-_library.define("mapping(Tensor z, Tensor weights, Tensor biases, float negative_slope, str backend) -> Tensor", tags=_TAGS)
 _N_TENSORS, _N_SPEC, _N_ENCODING = 10, 10, 6
 
 
@@ -337,13 +335,6 @@ def _synthesis_autograd(ctx, grad):
     return tuple(out)
 
 
-def _mapping(z: Tensor, weights: Tensor, biases: Tensor, negative_slope: float, backend: str) -> Tensor:
-    with operator_context(z.device):
-        if backend == "cuda":
-            return cuda.mapping(z.contiguous(), weights.contiguous(), biases.contiguous(), negative_slope)
-        return reference.mapping(z, weights, biases, negative_slope=negative_slope)
-
-
 # --- modulated weights by themselves --------------------------------------------------------------------------------
 
 
@@ -414,8 +405,6 @@ for _name, _impl, _fake, _setup, _backward in (
     torch.library.register_autograd(f"cips_kernels::{_name}", _backward, setup_context=_setup, lib=_library)
 
 
-_library.impl("mapping", _mapping, "CompositeExplicitAutograd")
-torch.library.register_fake("cips_kernels::mapping", lambda z, *_: z.new_empty(z.shape), lib=_library)
 _library.impl("synthesis", _synthesis, "CompositeExplicitAutograd")
 torch.library.register_fake("cips_kernels::synthesis", _synthesis_fake, lib=_library)
 torch.library.register_autograd(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import ops
+from . import ops, vectors
 from .activations import resolve_activation
 from .arguments import check_coords, describe, expect_device, expect_finite, split_noise
 from .backends import resolve
@@ -26,7 +26,8 @@ class PreparedStack:
 
     Call:
         `prepared(encoding, style, noise=None)` -> RGB sum `[B, P, C]`, as the module's; style `[B, style_dim]` or
-        `[B, layers and ToRGBs, style_dim]`.
+        `[B, layers and ToRGBs, style_dim]`. `behind`: the weights of the mapping network, if `functional.mapping`
+        runs right before this call, in the same stream: the call then begins under it.
 
     Raises:
         ValueError: a stack without ToRGBs; or as the module.
@@ -69,8 +70,8 @@ class PreparedStack:
         for name, value in self._gather().items():
             self._parts[name].copy_(value)
 
-    def styles(self, style: Tensor) -> Tensor:
-        """The output of every affine, joined: `[B, S]`."""
+    def styles(self, style: Tensor, behind: Tensor | None = None) -> Tensor:
+        """The output of every affine, joined: `[B, S]`. behind: see the call."""
         weight, bias = self._parts["affine_weight"], self._parts["affine_bias"]
         count, dim = len(self.stack.layers) + len(self.stack.to_rgbs), self.stack.style_dim
         if style.dim() not in (2, 3) or style.shape[-1] != dim or (style.dim() == 3 and style.shape[1] != count):
@@ -79,15 +80,17 @@ class PreparedStack:
         if style.dtype != weight.dtype:
             raise TypeError(f"style: expected {weight.dtype} as the stack's parameters, got {describe(style)}")
         if style.dim() == 2:
-            return torch.addmm(bias, style, weight.t())
+            return vectors.affine(style, weight, bias, self._parts["weights"], behind)
         sizes = [module.in_features for module in (*self.stack.layers, *self.stack.to_rgbs)]
         parts = zip(style.unbind(1), weight.split(sizes), bias.split(sizes))
         return torch.cat([torch.addmm(b, s, w.t()) for s, w, b in parts], 1)
 
     @torch.no_grad()
-    def __call__(self, encoding: Encoding, style: Tensor, noise: ModuleNoise = None) -> Tensor:
+    def __call__(
+        self, encoding: Encoding, style: Tensor, noise: ModuleNoise = None, *, behind: Tensor | None = None
+    ) -> Tensor:
         check_encoding(encoding)
-        styles, spec = self.styles(style), self.spec
+        styles, spec = self.styles(style, behind), self.spec
         e, batch = encoding, len(styles)
         dtype = e.dtype or e.fourier_weight.dtype
         if e.features != spec.widths[0]:

@@ -24,7 +24,7 @@ STACK = [f"stack_{kind}fwd_kernel<{half}>" for half in HALVES for kind in ("", "
 CHAIN = [f"stack_chain_kernel<{half}>" for half in HALVES]
 WGRAD = [f"stack_wgrad_kernel<{half}>" for half in HALVES]
 WGRAD_SUM = "stack_wgrad_sum_kernel"
-MAPPING = "mapping_fwd_kernel"
+MAPPING, AFFINE = [f"mapping_fwd_kernel<{blocks}>" for blocks in (8, 16)], "affine_fwd_kernel"
 BLEND = [f"stack_blend_fwd_kernel<{half}, 2>" for half in HALVES]
 BLEND_PACK = [f"stack_blend_pack_kernel<{half}, 2>" for half in HALVES]
 PACK = [f"stack_{kind}pack_kernel<{half}>" for half in HALVES for kind in ("", "chain_")]
@@ -122,7 +122,7 @@ def resources(extension: Path, cuobjdump: str) -> dict[str, dict[str, int]]:
 
 def test_kernels_are_all_there(machine_code: dict[str, Counter[str]]) -> None:
     assert sorted(machine_code) == sorted(
-        [*FORWARD, WEIGHTS, STYLES, *STACK, *CHAIN, *BLEND, *PACK, *BLEND_PACK, *LOOKUP, *WGRAD, WGRAD_SUM, MAPPING]
+        [*FORWARD, WEIGHTS, STYLES, *STACK, *CHAIN, *BLEND, *PACK, *BLEND_PACK, *LOOKUP, *WGRAD, WGRAD_SUM, *MAPPING, AFFINE]
     )
 
 
@@ -152,7 +152,8 @@ def test_no_atomics(machine_code: dict[str, Counter[str]]) -> None:
     + [(name, ["STG.E.128"]) for name in [*PACK, *LOOKUP]]
     + [(name, ["LDG.E.128", "STS.128", "LDS.128"]) for name in [*STACK, *BLEND]]
     + [(name, ["STS.128", "LDS.128", "LDS.64", "REDG.E.ADD.F32"]) for name in CHAIN]
-    + [(MAPPING, ["LDG.E.128", "LDS.128"])],
+    + [(kernel, ["LDG.E.128", "LDS.128"]) for kernel in MAPPING]
+    + [(AFFINE, ["LDG.E.128", "CCTL"])],
 )
 def test_vector_accesses(machine_code: dict[str, Counter[str]], kernel: str, expected: list[str]) -> None:
     counter = machine_code[kernel]
@@ -167,6 +168,14 @@ def test_rows_leave_by_the_copy_engine(machine_code: dict, kernel: str) -> None:
     assert any(name.startswith("UTMASTG.3") for name in counter), counter
     wide = {name for name in counter if name.startswith("STG") and "128" in name}
     assert not wide, f"{kernel}: {wide}"
+
+
+@pytest.mark.parametrize("kernel", [*STACK, *BLEND, *CHAIN, *(f"stack_pack_kernel<{half}>" for half in HALVES)])
+def test_what_overlaps_with_the_kernel_before_waits_first(machine_code: dict, kernel: str) -> None:
+    """No access to memory in front of griddepcontrol.wait, by its first place among the instructions."""
+    names = list(machine_code[kernel])
+    memory = ("LD.", "LDG", "ST.", "STG", "RED", "ATOM", "UBLKCP", "UTMALDG", "UTMASTG")
+    assert not [name for name in names[: names.index("ACQBULK")] if name.startswith(memory)]
 
 
 def test_registers_leave_room(resources: dict[str, dict[str, int]]) -> None:

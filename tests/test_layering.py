@@ -20,7 +20,7 @@ MOST_LINES = 450
 ORDER = (
     "activations", "packing", "spec", "noise", "arguments", "encoding", "formulas", "reference", "backends", "blended",
     "filter_formulas", "sines", "recompute", "triton", "cuda", "cuda_onchip", "cuda_saved", "wgrad_plan", "cuda_wgrad", "cuda_training", "cuda_blend",
-    "cuda_stack", "cpu_plan", "cpu", "encoded", "ops", "filters",
+    "cuda_stack", "cpu_plan", "cpu", "encoded", "ops", "vectors", "filters",
     "functional", "modules", "prepared", "patch", "__init__", "env", "testing",
 )  # fmt: skip
 CSRC_ORDER = ("ptx", "tile", "epilogue", "kernels", "launch", "binding")

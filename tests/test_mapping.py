@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cips import Generator, GeneratorConfig
-from cips_kernels import cuda, functional
+from cips_kernels import cuda, functional, vectors
 from cips_kernels.testing import assert_close_as_eager, poisoned_empty
 
 
@@ -82,3 +82,66 @@ def test_kernel(vectors: int, dim: int, layers: int) -> None:
     assert torch.equal(found, functional.mapping(*arguments, backend="cuda"))
     # a vector's w does not depend on its neighbours
     assert torch.equal(functional.mapping(arguments[0][-1:], *arguments[1:]), found[-1:])
+
+
+@pytest.mark.gpu
+def test_vectors_at_odd_addresses() -> None:
+    """The kernels read 16 bytes at a time; the operators see to it."""
+    ok, reason = cuda.available()
+    if not ok:
+        pytest.skip(reason)
+    z, weights, biases = draw(2, 64, 2, "cuda")
+    odd = torch.cat([z.new_zeros(1), z.flatten()])[1:].view_as(z)
+    assert odd.data_ptr() % 16 != 0
+    assert torch.equal(functional.mapping(odd, weights, biases), functional.mapping(z, weights, biases))
+    assert torch.equal(vectors.affine(odd, weights[0], biases[0], z), vectors.affine(z, weights[0], biases[0], z))
+
+
+def draw_affine(vectors: int, dim: int, rows: int, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(dim + rows)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device)
+
+    return normal(vectors, dim), normal(rows, dim), normal(rows), normal(3, 100)
+
+
+def test_affine_is_a_product_and_a_bias():
+    x, weight, bias, upcoming = draw_affine(2, 12, 5)
+    torch.testing.assert_close(vectors.affine(x, weight, bias, upcoming), torch.nn.functional.linear(x, weight, bias))
+    torch.library.opcheck(torch.ops.cips_kernels.affine.default, (x, weight, bias, upcoming, None, "reference"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("count", [1, 3, 17])
+@pytest.mark.parametrize(("dim", "rows"), [(512, 11_776), (32, 1), (96, 31), (480, 33), (128, 1000)])
+@pytest.mark.parametrize("upcoming", [0, 1, 5_000_001])
+def test_affine_kernel(count: int, dim: int, rows: int, upcoming: int) -> None:
+    ok, reason = cuda.available()
+    if not ok:
+        pytest.skip(reason)
+    x, weight, bias, _ = draw_affine(count, dim, rows, "cuda")
+    with poisoned_empty():
+        found = cuda.affine(x, weight, bias, torch.zeros(upcoming, device="cuda", dtype=torch.uint8))
+    exact = torch.addmm(bias.double(), x.double(), weight.double().t())
+    assert_close_as_eager("y", found, torch.addmm(bias, x, weight.t()), exact)
+    assert torch.equal(found, vectors.affine(x, weight, bias, x)), "the operator, and a second run"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_affine_waits_for_the_mapping(overlaps: bool) -> None:
+    """Launched to overlap or not; by itself also right behind a kernel that has just written its matrix."""
+    ok, reason = cuda.available()
+    if not ok:
+        pytest.skip(reason)
+    z, weights, biases = draw(16, 512, 8, "cuda")
+    _, weight, bias, upcoming = draw_affine(1, 512, 11_776, "cuda")
+    w = functional.mapping(z, weights, biases, backend="cuda")
+    expected = vectors.affine(w, 3 * weight, bias, upcoming)
+    assert_close_as_eager("y", expected, torch.addmm(bias, w, 3 * weight.t()), torch.addmm(bias.double(), w.double(), 3 * weight.double().t()))
+    for _ in range(20):
+        tripled = 3 * weight
+        w = functional.mapping(z, weights, biases, backend="cuda")
+        found = vectors.affine(w, tripled if overlaps else 3 * weight, bias, upcoming, weights if overlaps else None)
+        assert torch.equal(found, expected)

@@ -83,6 +83,20 @@ def test_one_encoding_may_be_missing(missing):
         torch.testing.assert_close(sampler(z, noise=5), g(z, noise=5), rtol=1e-4, atol=1e-4)
 
 
+def test_seeds_in_any_order():
+    """A seed is written where the last call had another one, or drew its own."""
+    g, z = make(), torch.randn(2, 12)
+    sampler, images = Sampler(g, 2), {}
+    for seed in (0, 3, 3, "fresh", 3, 0, "off", 0, 3):
+        found = sampler(z, noise=seed)
+        if seed != "fresh":
+            torch.testing.assert_close(found, images.setdefault(seed, found), rtol=0, atol=0)
+    with torch.no_grad():
+        for seed, image in images.items():
+            torch.testing.assert_close(image, g(z, noise=seed), rtol=1e-4, atol=1e-4)
+    assert not torch.equal(images[0], images[3])
+
+
 def test_fresh_noise_changes_and_refresh_takes_over():
     g, z = make(), torch.randn(2, 12)
     sampler = Sampler(g, 2)

@@ -7,6 +7,7 @@
 #include <tuple>
 #include <vector>
 
+#include "launch/affine.h"
 #include "launch/mapping.h"
 #include "launch/stack.h"
 #include "launch/table_lookup.h"
@@ -143,6 +144,16 @@ void mapping(uintptr_t z, uintptr_t weights, uintptr_t biases, uintptr_t w, int6
                     {device, stream});
 }
 
+void affine(uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t y, int64_t vectors, int64_t rows, int64_t dim,
+            uintptr_t current, int64_t current_bytes, uintptr_t upcoming, int64_t upcoming_bytes, bool overlaps,
+            int device, uintptr_t stream)
+{
+    affine_forward({pointer<const float>(x), pointer<const float>(weight), pointer<const float>(bias),
+                    pointer<float>(y), vectors, rows, dim, pointer<const void>(current), current_bytes,
+                    pointer<const void>(upcoming), upcoming_bytes, overlaps},
+                   {device, stream});
+}
+
 }  // namespace
 
 void bind_stack(py::module_& module)
@@ -206,6 +217,11 @@ void bind_stack(py::module_& module)
                py::arg("w"), py::arg("vectors"), py::arg("layers"), py::arg("dim"), py::arg("negative_slope"),
                py::arg("device"), py::arg("stream"), py::call_guard<py::gil_scoped_release>(),
                "Write w, the output of the mapping network.");
+    module.def("affine_forward", &affine, py::kw_only(), py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("y"),
+               py::arg("vectors"), py::arg("rows"), py::arg("dim"), py::arg("current"), py::arg("current_bytes"),
+               py::arg("upcoming"), py::arg("upcoming_bytes"), py::arg("overlaps"), py::arg("device"),
+               py::arg("stream"), py::call_guard<py::gil_scoped_release>(),
+               "Write y = W x + b of a few vectors, and bring what the next kernel reads to L2.");
 }
 
 }  // namespace cips

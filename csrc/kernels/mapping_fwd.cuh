@@ -2,131 +2,134 @@
 //
 //   x = z rsqrt(mean(z^2) + 1e-8)        x = lrelu(W_l x + b_l), l = 0 .. L - 1
 //
-// On a few vectors it is all latency: layer by layer it costs three launches each, a tenth of an image. A cluster of
-// eight blocks takes up to 16 vectors and shares out each layer's rows, four a warp, whose weights come to registers
-// while the blocks wait for one another. A result goes to the shared memory of all blocks at once.
+// On a few vectors it is all latency: layer by layer it costs three launches each, a tenth of an image. A cluster takes
+// up to 16 vectors and shares out each layer's rows, whose weights come to registers while the blocks wait for one
+// another: of eight blocks four rows a warp, of sixteen, where the device has so many multiprocessors side by side, two
+// rows, and of two layers at once. A result goes to the shared memory of all blocks, whose barriers count its bytes.
 #pragma once
 
 #include <cstdint>
 
 #include "ptx/cluster.cuh"
+#include "ptx/grid_dependency.cuh"
+#include "ptx/mbarrier.cuh"
 #include "ptx/shared_address.cuh"
+#include "tile/matrix_rows.cuh"
+#include "tile/reduce.cuh"
+#include "tile/vector.cuh"
 
 namespace cips {
 
-constexpr int kMappingCluster = 8;
+constexpr int kMappingCluster = 8;  // any device has place for it
+constexpr int kMappingLargeCluster = 16;
 constexpr int kMappingWarps = 16;
 constexpr int kMappingThreads = 32 * kMappingWarps;
 constexpr int kMappingVectors = 16;  // of a cluster
-constexpr int kMappingRows = 4;      // of a warp
-constexpr int kMappingMaxDim = kMappingCluster * kMappingWarps * kMappingRows;
-constexpr int kMappingSharedBytes = 2 * kMappingVectors * kMappingMaxDim * 4;
+constexpr int kMappingSharedBytes = 2 * kMappingVectors * kRowColumns * 4;
 
 struct MappingParams {
-    const float* z;        // [N][dim]
+    const float* z;        // [N][dim], on 16 bytes
     const float* weights;  // [L][dim][dim]
     const float* biases;   // [L][dim]
     float* w;              // [N][dim]
     int32_t vectors;
     int32_t layers;
-    int32_t dim;  // a multiple of 32, at most kMappingMaxDim
+    int32_t dim;  // a multiple of 32, at most kRowColumns
     float negative_slope;
 };
 
-/// A warp's rows of one layer: lane holds columns 128 j + 4 lane + 0..3.
-struct MappingWeights {
-    float4 rows[kMappingRows][4];
-    float bias;  // of the row that the lane ends up with, see mapping_sum
-
-    __device__ __forceinline__ void load(const MappingParams& p, int layer, int first_row, int my_row)
-    {
-        const int lane = threadIdx.x % 32;
-        const float* weight = p.weights + (static_cast<int64_t>(layer) * p.dim + first_row) * p.dim;
-#pragma unroll
-        for (int r = 0; r < kMappingRows; ++r) {
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                const int column = 128 * j + 4 * lane;
-                rows[r][j] = column < p.dim ? __ldg(reinterpret_cast<const float4*>(weight + r * p.dim + column))
-                                            : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            }
-        }
-        bias = __ldg(p.biases + layer * p.dim + first_row + my_row);
-    }
-};
-
-/// Sums four values over the warp's lanes; the lane gets the sum of value (lane / 8).
-__device__ __forceinline__ float mapping_sum(const float (&v)[kMappingRows])
+/// out = z rsqrt(mean(z^2) + 1e-8), by a warp.
+__device__ __forceinline__ void normalise(float* out, const float* z, int dim)
 {
     const int lane = threadIdx.x % 32;
-    const bool high = lane & 16, odd = lane & 8;
-    float a = (high ? v[2] : v[0]) + __shfl_xor_sync(~0u, high ? v[0] : v[2], 16);
-    float b = (high ? v[3] : v[1]) + __shfl_xor_sync(~0u, high ? v[1] : v[3], 16);
-    float sum = (odd ? b : a) + __shfl_xor_sync(~0u, odd ? a : b, 8);
+    float4 v[4];
+    float sum = 0.0f;
 #pragma unroll
-    for (int step = 4; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
-    return sum;
+    for (int j = 0; j < 4; ++j) {
+        const int column = 128 * j + 4 * lane;
+        v[j] = column < dim ? __ldg(reinterpret_cast<const float4*>(z + column)) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    }
+#pragma unroll
+    for (int j = 0; j < 4; ++j) sum = dot(v[j], v[j], sum);
+    const float scale = rsqrtf(warp_sum(sum) / static_cast<float>(dim) + 1e-8f);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+        const int column = 128 * j + 4 * lane;
+        if (column < dim) *reinterpret_cast<float4*>(out + column) = mul4(v[j], scale);
+    }
 }
 
-__device__ __forceinline__ float dot(float4 a, float4 b, float sum)
-{
-    return fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, sum))));
-}
-
-/// Grid: a cluster for each kMappingVectors vectors.
-__global__ void __cluster_dims__(kMappingCluster, 1, 1) __launch_bounds__(kMappingThreads, 1)
+/// Grid: a cluster of kBlocks for each kMappingVectors vectors.
+template <int kBlocks>
+__global__ void __cluster_dims__(kBlocks, 1, 1) __launch_bounds__(kMappingThreads, 1)
     mapping_fwd_kernel(const __grid_constant__ MappingParams p)
 {
+    constexpr int kRows = kRowColumns / (kBlocks * kMappingWarps);  // of a warp
+    constexpr int kAhead = kBlocks / kMappingCluster;               // layers whose weights are on their way or there
+    using Rows = MatrixRows<kRows>;
+    static_assert(Rows::kLanes == kBlocks, "of the lanes that hold a row each sends it to one block");
+
     extern __shared__ float4 memory[];  // [2][kMappingVectors][dim]
+    __shared__ uint64_t arrivals[2];    // for each half of the memory
     auto* x = reinterpret_cast<float*>(memory);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int first = blockIdx.x / kMappingCluster * kMappingVectors;
+    const int first = blockIdx.x / kBlocks * kMappingVectors;
     const int count = min(kMappingVectors, p.vectors - first);
-    const int first_row = (cluster_rank() * (p.dim / 32) + warp) * kMappingRows;  // a block has dim / 8 rows
-    const int row = first_row + lane / 8;
+    const int first_row = (cluster_rank() * (p.dim / 32) + warp) * kRows;  // a block has dim / kBlocks rows
+    const int row = first_row + lane / kBlocks;
     const bool works = warp < p.dim / 32;
+    const uint32_t arrived = shared_address(arrivals), half = kMappingVectors * p.dim;
+    const auto expect = [&](int layer) {  // the input of a layer, but the first
+        if (threadIdx.x == 0 && layer < p.layers) mbarrier_expect(arrived + layer % 2 * 8, count * p.dim * 4);
+    };
+    const auto load = [&](Rows& rows, int layer) {
+        const float* matrix = p.weights + static_cast<int64_t>(layer) * p.dim * p.dim;
+        if (works && layer < p.layers) rows.load(matrix, p.biases + layer * p.dim, first_row, p.dim, p.dim);
+    };
 
-    if (warp < count) {  // normalise one vector a warp
-        const float* z = p.z + static_cast<int64_t>(first + warp) * p.dim;
-        float sum = 0.0f;
-        for (int i = lane; i < p.dim; i += 32) sum = fmaf(z[i], z[i], sum);
-#pragma unroll
-        for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
-        const float scale = rsqrtf(sum / static_cast<float>(p.dim) + 1e-8f);
-        for (int i = lane; i < p.dim; i += 32) x[warp * p.dim + i] = z[i] * scale;
+    grid_dependents_come();
+    if (threadIdx.x == 0) {
+        mbarrier_init(arrived, 1);
+        mbarrier_init(arrived + 8, 1);
+        mbarrier_fence_init();
     }
+    expect(1);
+    expect(2);
+    Rows weights[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) load(weights[i], i);
+    if (warp < count) normalise(x + warp * p.dim, p.z + static_cast<int64_t>(first + warp) * p.dim, p.dim);
     __syncthreads();
-    cluster_sync();  // every block of the cluster runs before anybody writes to it
+    cluster_meet();  // every block of the cluster runs before anybody writes to it
+    const uint32_t target = cluster_address(shared_address(x), lane % kBlocks);
+    const uint32_t target_arrived = cluster_address(arrived, lane % kBlocks);
 
-    MappingWeights weights;
-    if (works) weights.load(p, 0, first_row, lane / 8);
-    for (int layer = 0; layer < p.layers; ++layer) {
+    const auto step = [&](int layer, Rows& rows) {
         const bool last = layer + 1 == p.layers;
-        const float* in = x + (layer % 2) * kMappingVectors * p.dim;
-        float* out = x + ((layer + 1) % 2) * kMappingVectors * p.dim;
+        const int out = (layer + 1) % 2;
         if (works) {
+            if (layer > 0) mbarrier_wait(arrived + layer % 2 * 8, (layer - 1) / 2 % 2);
+            if (layer > 0) expect(layer + 2);
+#pragma unroll 1
             for (int n = 0; n < count; ++n) {
-                float sums[kMappingRows] = {};
-#pragma unroll
-                for (int j = 0; j < 4; ++j) {
-                    const int column = 128 * j + 4 * lane;
-                    if (column >= p.dim) continue;
-                    const float4 v = *reinterpret_cast<const float4*>(in + n * p.dim + column);
-#pragma unroll
-                    for (int r = 0; r < kMappingRows; ++r) sums[r] = dot(weights.rows[r][j], v, sums[r]);
-                }
-                float y = mapping_sum(sums) + weights.bias;
+                float y = rows.dot(x + layer % 2 * half + n * p.dim, p.dim);
                 y = y > 0.0f ? y : y * p.negative_slope;
                 if (!last) {
-                    // eight lanes hold each row: one for each block
-                    store_cluster(shared_address(out + n * p.dim + row), lane % 8, y);
-                } else if (lane % 8 == 0) {
+                    // whoever still reads this half of the memory has not sent what the sum here needed
+                    store_cluster(target + (out * half + n * p.dim + row) * 4, y, target_arrived + out * 8);
+                } else if (lane % kBlocks == 0) {
                     p.w[static_cast<int64_t>(first + n) * p.dim + row] = y;
                 }
             }
-            if (!last) weights.load(p, layer + 1, first_row, lane / 8);  // on their way while the blocks wait
         }
-        if (!last) cluster_sync();
+        load(rows, layer + kAhead);  // on their way while the others' results come
+    };
+#pragma unroll 1
+    for (int layer = 0; layer < p.layers; layer += kAhead) {
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i) {
+            if (layer + i < p.layers) step(layer + i, weights[i]);
+        }
     }
 }
 

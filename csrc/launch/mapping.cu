@@ -2,18 +2,53 @@
 
 #include "launch/mapping.h"
 
+#include <map>
+#include <mutex>
+
 #include "kernels/mapping_fwd.cuh"
 #include "launch/cuda_guard.h"
 #include "launch/requirements.h"
 
 namespace cips {
+namespace {
+
+/// Whether a device has place for a cluster of kMappingLargeCluster blocks, asked once; the kernel may be launched with
+/// such from then on. The device is the current one.
+bool holds_large_clusters(int device)
+{
+    static std::mutex mutex;
+    static std::map<int, bool> known;
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (const auto found = known.find(device); found != known.end()) return found->second;
+    const auto kernel = mapping_fwd_kernel<kMappingLargeCluster>;
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+               "cudaFuncSetAttribute(mapping_fwd_kernel)");
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMappingSharedBytes),
+               "cudaFuncSetAttribute(mapping_fwd_kernel)");
+    cudaLaunchAttribute attribute{};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {kMappingLargeCluster, 1, 1};
+    cudaLaunchConfig_t config{};
+    config.gridDim = kMappingLargeCluster;
+    config.blockDim = kMappingThreads;
+    config.dynamicSmemBytes = kMappingSharedBytes;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    int clusters = 0;
+    check_cuda(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config),
+               "cudaOccupancyMaxActiveClusters(mapping_fwd_kernel)");
+    return known[device] = clusters > 0;
+}
+
+}  // namespace
 
 void mapping_forward(const Mapping& a, Target target)
 {
-    require(a.z != nullptr && a.biases != nullptr && a.w != nullptr, "z, biases, w: a null address came");
+    require_aligned(a.z, "z", 16);
+    require(a.biases != nullptr && a.w != nullptr, "biases, w: a null address came");
     require(a.weights != nullptr && reinterpret_cast<uintptr_t>(a.weights) % 16 == 0,
             "weights: address is null or not a multiple of 16");
-    require(a.dim >= 32 && a.dim <= kMappingMaxDim && a.dim % 32 == 0,
+    require(a.dim >= 32 && a.dim <= kRowColumns && a.dim % 32 == 0,
             "dim: " + std::to_string(a.dim) + " came, expected a multiple of 32 up to 512");
     require(a.layers >= 1 && a.layers <= 1 << 20, "layers: " + std::to_string(a.layers) + " came, expected at least 1");
     require(a.vectors >= 1 && a.vectors < int64_t{1} << 30,
@@ -28,12 +63,17 @@ void mapping_forward(const Mapping& a, Target target)
                           a.negative_slope};
     const DeviceGuard guard(target.device);
     const auto stream = reinterpret_cast<cudaStream_t>(target.stream);
-    check_cuda(
-        cudaFuncSetAttribute(mapping_fwd_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMappingSharedBytes),
-        "cudaFuncSetAttribute(mapping_fwd_kernel)");
     const auto clusters = static_cast<unsigned>((a.vectors + kMappingVectors - 1) / kMappingVectors);
     const size_t shared = 2 * kMappingVectors * a.dim * sizeof(float);
-    mapping_fwd_kernel<<<clusters * kMappingCluster, kMappingThreads, shared, stream>>>(p);
+    if (holds_large_clusters(target.device)) {
+        mapping_fwd_kernel<kMappingLargeCluster>
+            <<<clusters * kMappingLargeCluster, kMappingThreads, shared, stream>>>(p);
+    } else {
+        check_cuda(cudaFuncSetAttribute(mapping_fwd_kernel<kMappingCluster>,
+                                        cudaFuncAttributeMaxDynamicSharedMemorySize, kMappingSharedBytes),
+                   "cudaFuncSetAttribute(mapping_fwd_kernel)");
+        mapping_fwd_kernel<kMappingCluster><<<clusters * kMappingCluster, kMappingThreads, shared, stream>>>(p);
+    }
     check_cuda(cudaGetLastError(), "launch of mapping_fwd_kernel");
 }
 

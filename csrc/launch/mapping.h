@@ -8,7 +8,7 @@
 namespace cips {
 
 struct Mapping {
-    const float* z;        // [vectors, dim]
+    const float* z;        // [vectors, dim], 16-byte aligned
     const float* weights;  // [layers, dim, dim], 16-byte aligned
     const float* biases;   // [layers, dim]
     float* w;              // [vectors, dim]

@@ -9,6 +9,7 @@
 #include "kernels/stack_blend_pack.cuh"
 #include "kernels/stack_pack.cuh"
 #include "launch/cuda_guard.h"
+#include "launch/overlapped.h"
 #include "launch/requirements.h"
 #include "launch/resident_clusters.h"
 #include "launch/stack_kernels.h"
@@ -29,8 +30,7 @@ void launch_pack(const StackPackParams& params, cudaStream_t stream)
     }
     const int groups = (params.batch + kPackImages - 1) / kPackImages;
     const unsigned blocks = static_cast<unsigned>(params.row_blocks * groups + params.record_blocks + 1);
-    stack_pack_kernel<T><<<blocks, kPackThreads, 0, stream>>>(params);
-    check_cuda(cudaGetLastError(), "launch of stack_pack_kernel");
+    launch_overlapped(stack_pack_kernel<T>, blocks, kPackThreads, 0, stream, params);
 }
 
 void launch_forward(const StackParams& params, const TensorMap& map, const StackSaved& saved, bool bfloat16, int device,
@@ -42,12 +42,11 @@ void launch_forward(const StackParams& params, const TensorMap& map, const Stack
     };
     if (saved.signs != nullptr) {
         const StackTrainKernel kernel = stack_train_kernel(bfloat16);
-        kernel<<<blocks(kernel), kStackThreads, kStackSharedBytes, stream>>>(params, map, saved);
+        launch_overlapped(kernel, blocks(kernel), kStackThreads, kStackSharedBytes, stream, params, map, saved);
     } else {
         const auto kernel = params.blend != nullptr ? stack_blend_kernel(bfloat16) : stack_kernel(bfloat16);
-        kernel<<<blocks(kernel), kStackThreads, kStackSharedBytes, stream>>>(params, map);
+        launch_overlapped(kernel, blocks(kernel), kStackThreads, kStackSharedBytes, stream, params, map);
     }
-    check_cuda(cudaGetLastError(), "launch of the on-chip stack");
 }
 
 int64_t made_row_bytes(int64_t streamed_inputs)

@@ -49,17 +49,27 @@ __device__ __forceinline__ void cluster_sync()
     asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
 
-/// Store at the same shared address of block `rank` of the cluster; seen there after cluster_sync.
-__device__ __forceinline__ void store_cluster(uint32_t shared, uint32_t rank, float value)
+/// Until every block of the cluster runs; orders nothing but the inits of barriers fenced before. (The release of
+/// cluster_sync waits for whatever is under way to memory, a microsecond.)
+__device__ __forceinline__ void cluster_meet()
 {
-    asm volatile(
-        "{\n"
-        ".reg .b32 remote;\n"
-        "mapa.shared::cluster.u32 remote, %0, %1;\n"
-        "st.shared::cluster.f32 [remote], %2;\n"
-        "}" ::"r"(shared),
-        "r"(rank), "f"(value)
-        : "memory");
+    asm volatile("barrier.cluster.arrive.relaxed;\nbarrier.cluster.wait;" ::: "memory");
+}
+
+/// The address in block `rank` of what this one has at a shared address.
+__device__ __forceinline__ uint32_t cluster_address(uint32_t shared, uint32_t rank)
+{
+    uint32_t remote;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(shared), "r"(rank));
+    return remote;
+}
+
+/// Store at a cluster address, four bytes of what the barrier of that block waits for.
+__device__ __forceinline__ void store_cluster(uint32_t remote, float value, uint32_t barrier)
+{
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(remote), "f"(value),
+                 "r"(barrier)
+                 : "memory");
 }
 
 }  // namespace cips

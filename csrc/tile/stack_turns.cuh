@@ -8,6 +8,7 @@
 // warpgroup barrier, no stmatrix; a proxy fence only where training stores what is parked.
 #pragma once
 
+#include "ptx/grid_dependency.cuh"
 #include "ptx/named_barrier.cuh"
 #include "ptx/registers.cuh"
 #include "ptx/shared_address.cuh"
@@ -183,6 +184,7 @@ template <typename Consumer, typename... More>
 __device__ __forceinline__ void run_stack(const StackParams& p, const TensorMap& input_map, char* memory,
                                           const More&... more)
 {
+    grid_dependency_wait();
     using Shape = typename Consumer::Shape;
     const uint32_t shared = shared_address(memory);
     const StackBarriers<Shape> bars(shared);

@@ -55,6 +55,7 @@ class Sampler:
         parameter = generator.w_mean
         self._z = torch.zeros((batch, generator.config.style_dim), dtype=parameter.dtype, device=parameter.device)
         self._seed = torch.zeros((), dtype=torch.int64, device=parameter.device)
+        self._filled: int | None = 0  # the seed, where it is not drawn on the device
         points, self._shape = generator.points(coords, size, per_image, self._z)
         full = None if points is not None else self._shape
         self._points = None if points is None else points.clone()
@@ -117,8 +118,10 @@ class Sampler:
         silent = isinstance(values, str)
         if isinstance(values, Tensor):
             self._seed.copy_(values)
-        elif not silent:
+            self._filled = None
+        elif not silent and values != self._filled:
             self._seed.fill_(values)
+            self._filled = values
         with torch.autocast(self._z.device.type, enabled=False):
             rgb = self._replay(silent, float(truncation)) if self._graph_wanted else self._run(silent, float(truncation))
         if len(self._shape) == 1:
@@ -129,7 +132,7 @@ class Sampler:
         w = functional.mapping(self._z, *self._mapping, negative_slope=NEGATIVE_SLOPE)
         if truncation != 1.0:
             w = torch.lerp(self._w_mean, w, truncation)
-        return self._stack(self._encoding, w, "off" if silent else self._seed)
+        return self._stack(self._encoding, w, "off" if silent else self._seed, behind=self._mapping[0])
 
     def _replay(self, silent: bool, truncation: float) -> Tensor:
         key = (silent, truncation)
