@@ -3,7 +3,7 @@
 `generator` is the paper's: mapping network, style affines, modulation, Fourier features and table of embeddings,
 all layers with their noise, RGB skips; forward only, as in sampling. `generator-25%` draws a random quarter of the
 same image's pixels, given as points. A `generator` at another size than its table's reads the table between its
-entries. Every parameter is random, none zero: noise strengths and biases are seen in the image.
+entries; `generator-own-table` has an image as large and a table of that size. Every parameter is random, none zero: noise strengths and biases are seen in the image.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from cips import Generator, GeneratorConfig, grids, presets
 from cips_kernels.backends import NAMES as BACKENDS
 
 FOVEATED = GENERATOR + "-25%"
+OWN_TABLE = GENERATOR + "-own-table"
 SHARE = 4  # the foveated case draws one pixel in so many
 OURS = ("triton", "cuda", "cpu", *GENERATOR_ONLY)
 STRENGTH = ".noise_strength"
@@ -31,7 +32,8 @@ class GeneratorCase:
     """One thing to time.
 
     Attributes:
-        name: `GENERATOR`, or `FOVEATED`, which draws a random quarter of the pixels.
+        name: `GENERATOR`; `FOVEATED`, which draws a random quarter of the pixels; or `OWN_TABLE`, which tells a large
+            image from a table of its size from one that is interpolated.
         config: the architecture, table included.
         batch: images.
         height, width: pixels of the full image.
@@ -72,7 +74,7 @@ class GeneratorCase:
     def on_table_grid(self) -> bool:
         """Whether the pixels are the table's own entries in their order: nothing to look up."""
         own = self.config.table_size or self.config.size
-        return self.name == GENERATOR and (self.height, self.width) == own
+        return self.name != FOVEATED and (self.height, self.width) == own
 
     @property
     def dtype_name(self) -> str:
@@ -162,7 +164,7 @@ def plan(
     Args:
         dtypes, batches: names and numbers of images, in order; the points and the dense image take the first dtype.
         size, channels, layers: of the generator and its image.
-        dense: with an image of four times the size on each side, one alone, from the same table.
+        dense: with an image of four times the size on each side, one alone, from the same table and from one of its own.
         named: providers were asked for by name: none is left out.
         cuda: on a GPU.
     """
@@ -185,6 +187,9 @@ def plan(
             rivals = () if named else ("reference", "bmm", "grouped_conv", "grouped_conv_compiled")
             large = shape | {"height": 4 * size[0], "width": 4 * size[1], "left_out": rivals}
             found.append(GeneratorCase(GENERATOR, batch=1, **large))
+            rivals = () if named else ("reference", "grouped_conv", "grouped_conv_compiled", "bmm_compiled")
+            large |= {"config": configuration((4 * size[0], 4 * size[1]), channels, layers), "left_out": rivals}
+            found.append(GeneratorCase(OWN_TABLE, batch=1, **large))
         found += whole[2:]
     return found
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from cases import BASELINE, GENERATOR, RIVALS
 from tables import GRAPH, TITLES, baselines, group_key, heading, milliseconds, number, title
 
-_FOVEATED = GENERATOR + "-25%"
+_FOVEATED, _OWN_TABLE = GENERATOR + "-25%", GENERATOR + "-own-table"
 _NOTE = (
     "Its peak memory is beyond the float32 parameters and the image, and counts what a provider makes ready once: "
     "`sampler` copies the parameters, the formulations in PyTorch's operators keep the table in the compute dtype."
@@ -27,7 +27,7 @@ def _cells(rows: Sequence[dict | None], shown: Callable[[dict], str]) -> str:
 
 def markdown(results: dict) -> str:
     """One device's table, and what foveated points and a denser image take; nothing where nothing passed."""
-    passed = [row for row in results["rows"] if row["case"] in (GENERATOR, _FOVEATED) and row["ok"]]
+    passed = [row for row in results["rows"] if row["case"] in (GENERATOR, _FOVEATED, _OWN_TABLE) and row["ok"]]
     whole = [row for row in passed if row["case"] == GENERATOR]
     if not whole:
         return ""
@@ -40,9 +40,10 @@ def markdown(results: dict) -> str:
     ]
     points = [row for row in passed if row["case"] == _FOVEATED and row["dtype"] == first]
     dense = [row for row in whole if (row["height"], row["width"]) != size and row["dtype"] == first]
+    own = [row for row in passed if row["case"] == _OWN_TABLE and row["dtype"] == first]
     alone = [] if any(row["case"] == "stack" for row in results["rows"]) else [heading(results)]
     return "\n\n".join(
-        text for text in (*alone, *parts, _quarter(points, whole), _dense(dense), _NOTE) if text
+        text for text in (*alone, *parts, _quarter(points, whole), _dense(dense, "the same table, interpolated"), _dense(own, "a table of that size"), _NOTE) if text
     )
 
 
@@ -90,7 +91,7 @@ def _quarter(points: Sequence[dict], whole: Sequence[dict]) -> str:
     return f"A random quarter of the pixels, given as points, in shares of the same provider's time for all: {each}."
 
 
-def _dense(rows: Sequence[dict]) -> str:
+def _dense(rows: Sequence[dict], table: str) -> str:
     if not rows:
         return ""
     base = baselines(rows)
@@ -105,4 +106,4 @@ def _dense(rows: Sequence[dict]) -> str:
         )
     one = rows[0]
     place = f"{one['height']}x{one['width']}, B = {one['batch']}"
-    return f"{place}, from the same table, interpolated: {'; '.join(said)}."
+    return f"{place}, from {table}: {'; '.join(said)}."

@@ -18,6 +18,8 @@ NOTE = (
     "the whole run, whose clocks other loads left higher or lower."
 )
 
+_WHOLE = {GENERATOR: "generator", GENERATOR + "-own-table": "generator with a table of that size"}
+
 
 def markdown(results: dict, folder: Path) -> str:
     """One device's table; nothing where no provider of ours passed."""
@@ -38,13 +40,15 @@ def _groups(rows: Sequence[dict]) -> list[list[dict]]:
     """The rows of each line, those that passed, in the run's first dtype."""
     shown = [
         row for row in rows
-        if row["ok"] and row["dtype"] == rows[0]["dtype"] and (row["case"] == GENERATOR or (row["case"], row["mode"]) == ("stack", MODES[-1]))
+        if row["ok"] and row["dtype"] == rows[0]["dtype"] and (row["case"] in _WHOLE or (row["case"], row["mode"]) == ("stack", MODES[-1]))
     ]  # fmt: skip
-    places = dict.fromkeys((r["case"] != GENERATOR, r["height"] * r["width"], r["batch"]) for r in shown)
-    return [
-        [r for r in shown if (r["case"] != GENERATOR, r["height"] * r["width"], r["batch"]) == place]
-        for place in sorted(places)
-    ]
+    places = dict.fromkeys(_place(row) for row in shown)
+    return [[row for row in shown if _place(row) == place] for place in sorted(places)]
+
+
+def _place(row: dict) -> tuple:
+    """What one line is of, in the order of the lines."""
+    return row["case"] not in _WHOLE, row["height"] * row["width"], row["batch"], row["case"]
 
 
 def _line(rows: Sequence[dict], ceilings: dict) -> str:
@@ -56,7 +60,7 @@ def _line(rows: Sequence[dict], ceilings: dict) -> str:
     compiled = any(row["provider"].removesuffix(GRAPH) in COMPILED for row in rivals)  # without them no rival is at its best
     rival = min(rivals, key=lambda row: row["ms"]) if compiled else None
     published = next((row for row in rows if row["provider"] == PUBLISHED), None)
-    what = "generator" if one["case"] == GENERATOR else f"stack of {one['layers']}, {one['mode']}"
+    what = _WHOLE[one["case"]] if one["case"] in _WHOLE else f"stack of {one['layers']}, {one['mode']}"
     images = "1 image" if one["batch"] == 1 else f"{one['batch']} images"
     ceiling = ceilings.get(ours.get("ceiling"))
     cells = [

@@ -53,7 +53,7 @@ from cases import (
     make_problem,
 )
 from ceilings import Ceilings
-from generator_cases import FOVEATED, GeneratorCase
+from generator_cases import FOVEATED, OWN_TABLE, GeneratorCase
 from generator_runner import GeneratorGroup
 from measure import Clock
 from runner import SPENT, Budget, Group, Options, Outcome, call_of, release
@@ -65,7 +65,7 @@ GPU_BUDGET, CPU_BUDGET = 360.0, 155.0  # seconds, the last group's end not count
 CPU_DEPTH = 3
 CPU_SIDES = {48: 0.06, 32: 0.02, 16: 0.0}  # pixels, and the TFLOP/s that they take to end in time
 ALL_CASES = (GENERATOR, *CASES)
-ROWS = ("stack", GENERATOR, FOVEATED, "layer", "modulate")  # order in the results
+ROWS = ("stack", GENERATOR, FOVEATED, OWN_TABLE, "layer", "modulate")  # order in the results
 NAMES = (*providers.NAMES, *GENERATOR_ONLY)
 
 
@@ -233,7 +233,7 @@ def in_order(
     if cuda:
         stacks = [case for case in layers if case.family == "stack"]
         rest = [case for case in layers if case.family != "stack"]
-        return [*whole[:2], *stacks[:1], *whole[2:5], *stacks[1:2], *whole[5:], *stacks[2:], *rest]
+        return [*whole[:2], *stacks[:1], *whole[2:6], *stacks[1:2], *whole[6:], *stacks[2:], *rest]
     second = [case for case in layers if case.dtype != layers[0].dtype]
     return [*(case for case in layers if case not in second), *whole, *second]
 

@@ -121,6 +121,7 @@ def _group(sheet: _Sheet, top: float, place: tuple, rows: Sequence[dict], modes:
     case, layers, dtype, batch, height, width = place
     titles = {"stack": f"stack of {layers} layers", GENERATOR: f"whole generator of {layers} layers"}
     titles[GENERATOR + "-25%"] = "whole generator, a quarter of the pixels"
+    titles[GENERATOR + "-own-table"] = "whole generator, with a table of that size"
     title = titles.get(case, case)
     size = f" \u2002{dtype}, {batch} × {height}×{width}"
     sheet.text(_MARGIN, top + 12, title, 13, then=size, font_weight=700)

@@ -29,7 +29,7 @@ import providers  # isort: skip
 import report  # isort: skip
 from cases import BASELINE, CASES, DEPTH, FORWARD, GENERATOR, TRAINING  # isort: skip
 from cips import Generator, grids, presets  # isort: skip
-from generator_cases import FOVEATED, GeneratorCase, GeneratorProblem, configuration  # isort: skip
+from generator_cases import FOVEATED, OWN_TABLE, GeneratorCase, GeneratorProblem, configuration  # isort: skip
 from generator_checks import GeneratorChecker, exactly  # isort: skip
 from generator_runner import GeneratorGroup  # isort: skip
 
@@ -291,12 +291,16 @@ def test_a_gpu_runs_every_question_by_default(monkeypatch: pytest.MonkeyPatch) -
     cases = _planned("cuda", monkeypatch=monkeypatch)
     placed = [(case.name, case.batch, case.height) for case in cases]
     assert placed[:2] == [(GENERATOR, 16, 256), (GENERATOR, 1, 256)]
-    wanted = {(FOVEATED, 16, 256), (FOVEATED, 1, 256), (GENERATOR, 1, 1024), (GENERATOR, 4, 256)}
-    assert wanted <= set(placed) and len(placed) == len(set(placed)) == 6 + 3 * len(CASES)
+    wanted = {(FOVEATED, 16, 256), (FOVEATED, 1, 256), (GENERATOR, 1, 1024), (OWN_TABLE, 1, 1024), (GENERATOR, 4, 256)}
+    assert wanted <= set(placed) and len(placed) == len(set(placed)) == 7 + 3 * len(CASES)
     assert [place[:2] for place in placed if place[0] == "stack"] == [("stack", b) for b in (16, 1, 4)]
     assert max(placed.index(place) for place in wanted) < placed.index(("layer", 16, 256))
     dense = cases[placed.index((GENERATOR, 1, 1024))]
     assert dense.config == presets["paper"] and BASELINE not in dense.left_out
+    assert not dense.on_table_grid
+    own = cases.pop(placed.index((OWN_TABLE, 1, 1024)))
+    assert own.config == dataclasses.replace(presets["paper"], size=(1024, 1024)) and own.on_table_grid and "bmm" not in own.left_out
+    assert own.flops() == dense.flops()
     assert all(case.config == presets["paper"] for case in cases if case.family == GENERATOR)
 
 
@@ -361,7 +365,7 @@ def _made_up() -> dict:
         _row("sampler", 1, 0.6, FOVEATED),
         _row("cuda", 1, 0.7, FOVEATED),
     ]
-    rows += [_row("sampler", 1, 16.0, size=1024), _row(BASELINE, 1, 40.0, size=1024)]
+    rows += [_row("sampler", 1, 16.0, size=1024), _row(BASELINE, 1, 40.0, size=1024), _row("sampler", 1, 15.0, OWN_TABLE, size=1024)]
     head = {"device": "Tester", "torch": "2.99", "triton": None, "cuda": None, "date": "2030-01-02T03:04"}
     ceiling = {"matmul_bfloat16": {"median": 700.0, "unit": "TFLOP/s"}}
     return head | {"driver": None, "ceilings": ceiling, "rows": rows}
@@ -381,7 +385,9 @@ def test_the_table_says_what_was_measured() -> None:
     assert "`sampler`** 40% (B = 1), 30% (B = 16)" in quarter
     assert "cuda" not in quarter, "it has no time for the whole image to be compared with"
     dense = next(line for line in lines if line.startswith("1024x1024"))
-    assert "`sampler`** 16.0 ms (50% of the ceiling, 0.40x, 100 MB)" in dense
+    assert "interpolated" in dense and "`sampler`** 16.0 ms (50% of the ceiling, 0.40x, 100 MB)" in dense
+    own = next(line for line in lines if "from a table of that size" in line)
+    assert "`sampler`** 15.0 ms (50% of the ceiling" in own
 
 
 def test_no_generator_no_table() -> None:
