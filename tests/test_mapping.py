@@ -131,17 +131,23 @@ def test_affine_kernel(count: int, dim: int, rows: int, upcoming: int) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("overlaps", [False, True])
 def test_affine_waits_for_the_mapping(overlaps: bool) -> None:
-    """Launched to overlap or not; by itself also right behind a kernel that has just written its matrix."""
+    """Launched to overlap or not; by itself also right behind a kernel that has just written its matrix. Every call has other
+    vectors: those of the call before, which may lie where this one's will, would be wrong."""
     ok, reason = cuda.available()
     if not ok:
         pytest.skip(reason)
     z, weights, biases = draw(16, 512, 8, "cuda")
     _, weight, bias, upcoming = draw_affine(1, 512, 11_776, "cuda")
-    w = functional.mapping(z, weights, biases, backend="cuda")
-    expected = vectors.affine(w, 3 * weight, bias, upcoming)
-    assert_close_as_eager("y", expected, torch.addmm(bias, w, 3 * weight.t()), torch.addmm(bias.double(), w.double(), 3 * weight.double().t()))
-    for _ in range(20):
-        tripled = 3 * weight
-        w = functional.mapping(z, weights, biases, backend="cuda")
+    tripled, given = 3 * weight, [z.roll(k, 1) for k in range(20)]
+    expected = []
+    for each in given:
+        w = functional.mapping(each, weights, biases, backend="cuda")
+        torch.cuda.synchronize()
+        expected.append(vectors.affine(w, tripled, bias, upcoming))
+        assert_close_as_eager("y", expected[-1], torch.addmm(bias, w, tripled.t()), torch.addmm(bias.double(), w.double(), tripled.double().t()))
+    assert not torch.equal(expected[0], expected[1])
+    for each, y in zip(given, expected):
+        w = functional.mapping(each, weights, biases, backend="cuda")
         found = vectors.affine(w, tripled if overlaps else 3 * weight, bias, upcoming, weights if overlaps else None)
-        assert torch.equal(found, expected)
+        assert torch.equal(found, y)
+        del w, found
