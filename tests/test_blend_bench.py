@@ -13,16 +13,17 @@ import blend_bench  # isort: skip
 SMALL = ["--device=cpu", "--channels=16", "--layers=3", "--size=8", "--samples=3", "--batch=1,2", "--dtype=float32"]
 
 
-def results(*ratios: float) -> dict:
+def results(*ratios: float, brief: float = 1.1) -> dict:
     options = {"layers": 15, "channels": 512, "size": 256, "dtype": "bfloat16"}
-    rows = [{"batch": k, "one_ms": 2.0 * k, "two_ms": 2.0 * k * r, "ratio": r, "brief_ratio": 1.1} for k, r in enumerate(ratios, 1)]
+    rows = [{"batch": k, "one_ms": 2.0 * k, "two_ms": 2.0 * k * r, "ratio": r, "brief_ratio": brief} for k, r in enumerate(ratios, 1)]
     return {"device": "GPU", "options": options, "rows": rows}
 
 
 def test_the_target_is_met_or_missed() -> None:
     assert blend_bench.report(results(1.3, 1.2))[1]
     text, met = blend_bench.report(results(1.2, 1.31))
-    assert not met and "one style 2.000, two a pixel 2.620: 1.310 (at most" in text
+    assert not met and "one style 2.000, two a pixel 2.620: 1.310, in brief turns 1.100 (at most 1.3)" in text
+    assert not blend_bench.report(results(1.2, brief=1.31))[1], "brief turns have the same target"
 
 
 def test_a_small_run_checks_times_and_writes(tmp_path, capsys) -> None:
