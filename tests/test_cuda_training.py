@@ -263,6 +263,25 @@ def test_slopes_along_random_directions() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("stack", ["paper", "several that read one"])
+def test_what_rounding_leaves_of_the_colours_gradient(stack: str) -> None:
+    """No bfloat16 number is 1 + 2^-9, so dRGB enters products as two. Every gradient is linear in it: that of
+    dRGB = 1 + 2^-9 is, but for roundings, that many times that of dRGB = 1, and rounded to one number both are the same."""
+    step = 2.0**-9
+    assert torch.tensor(1 + step, dtype=torch.bfloat16).item() == 1
+    case = make(stack, batch=2, pixels=1000).leaves()
+    tensors = {name: t for name, t in case.tensors().items() if name.split("[")[0] in ("x", "weights", "rgb_weights")}
+    rgb = case.call(functional.modfc_stack, backend="cuda", want_features=False)[1]
+    sent = torch.ones_like(rgb)
+    one = torch.autograd.grad(rgb, list(tensors.values()), sent, retain_graph=True)
+    more = torch.autograd.grad(rgb, list(tensors.values()), (1 + step) * sent)
+    for name, a, b in zip(tensors, one, more):
+        a, b = a.double().flatten(), b.double().flatten()
+        found = (a @ b / (a @ a) - 1).item() / step  # of the step; roundings of thousands of numbers are not alike
+        assert abs(found - 1) < 0.25, f"{name}: {found:.2f} of the step"
+
+
+@pytest.mark.gpu
 def test_twice_and_after_a_graph() -> None:
     """A kept graph gives the same again; so does a captured one."""
     case = make("released, 1024", batch=2, pixels=600).leaves()
