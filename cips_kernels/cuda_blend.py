@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import cuda_onchip
@@ -37,8 +36,13 @@ def why_not(inputs: StackInputs, spec: StackSpec, dtype: torch.dtype) -> str | N
 why_not_encoding = cuda_onchip.why_not_encoding
 
 
-def prepare(inputs: StackInputs, spec: StackSpec, dtype: torch.dtype, e: Encoding | None = None) -> Prepared:
-    """Tile the weights, and make what depends on the styles: demodulation forms, styles and colours of every half chunk."""
+def prepare(
+    inputs: StackInputs, spec: StackSpec, dtype: torch.dtype, e: Encoding | None = None
+) -> tuple[Prepared, Tensor | None]:
+    """Tile the weights, and make what depends on the styles: demodulation forms, styles and colours of every half chunk.
+
+    Also the styles of the streamed channels as the kernel reads them, `[B, 2, T]` of `dtype`, T a multiple of 8; None where
+    nothing is streamed."""
     batch, device = inputs.batch, inputs.weights.device
     held = min(spec.widths[0], MAX_WIDTH) if e is None else e.fourier_weight.shape[0]
     plan = cuda_onchip.make_plan(spec, batch, held, MAX_STYLES)
@@ -46,6 +50,8 @@ def prepare(inputs: StackInputs, spec: StackSpec, dtype: torch.dtype, e: Encodin
     slabs = torch.empty(plan.slab_bytes, dtype=torch.uint8, device=device)  # c W, for all images
     records = torch.empty((batch, plan.record_bytes), dtype=torch.uint8, device=device)
     rgb_bias = torch.empty(MAX_CHANNELS, dtype=torch.float32, device=device)
+    streamed = spec.widths[0] - held
+    row_styles = torch.empty((batch, MAX_STYLES, -(-streamed // 8) * 8), dtype=dtype, device=device) if streamed else None
     fourier = weight = bias = None
     if e is not None:
         fourier = torch.empty((batch, plan.fourier_floats), dtype=torch.float32, device=device)
@@ -63,6 +69,7 @@ def prepare(inputs: StackInputs, spec: StackSpec, dtype: torch.dtype, e: Encodin
         slabs=slabs.data_ptr(),
         records=records.data_ptr(),
         fourier=0 if e is None else fourier.data_ptr(),
+        row_styles=0 if row_styles is None else row_styles.data_ptr(),
         rgb_bias=rgb_bias.data_ptr(),
         dtype=_DTYPES[dtype],
         eps=spec.eps,
@@ -72,7 +79,7 @@ def prepare(inputs: StackInputs, spec: StackSpec, dtype: torch.dtype, e: Encodin
         device=device.index,
         stream=torch.cuda.current_stream(device).cuda_stream,
     )
-    return Prepared(plan, slabs, records, fourier, rgb_bias, None, spec.eps if spec.demodulate else 1.0)
+    return Prepared(plan, slabs, records, fourier, rgb_bias, None, spec.eps if spec.demodulate else 1.0), row_styles
 
 
 def tile_pixels(batch: int, wave: int, waves: int) -> int:
@@ -96,36 +103,23 @@ def _blend(inputs: StackInputs, first: int, count: int) -> Tensor:
     return _both(inputs.blend.narrow(-2, first, count), -1).float().contiguous()
 
 
-def _input_styles(inputs: StackInputs, spec: StackSpec) -> Tensor:
-    """Of layer 0: `[B, 2, I]`."""
-    packing = spec.packing(inputs.batch)
-    return _both(packing.style(inputs.styles, packing.layers[0]), 1)
-
-
-def _row_styles(styles: Tensor, dtype: torch.dtype) -> Tensor:
-    """As the kernel reads them: `[B, 2, T]` of `dtype`, T a multiple of 8."""
-    missing = -styles.shape[2] % 8  # a pad by nothing would be a copy of its own
-    styles = F.pad(styles, (0, missing)) if missing else styles
-    return styles.to(dtype, memory_format=torch.contiguous_format).contiguous()
-
-
 def forward(inputs: StackInputs, spec: StackSpec, rgb: Tensor) -> None:
     """The RGB sum of a stack over `inputs.x`, into `rgb` `[B, P, C]`; a skip is added."""
     x, batch = inputs.x, inputs.batch
-    prepared, styles = prepare(inputs, spec, x.dtype), _input_styles(inputs, spec)
-    width = x.shape[2]
+    prepared, row_styles = prepare(inputs, spec, x.dtype)
+    packing, width = spec.packing(batch), x.shape[2]
     held = min(width, MAX_WIDTH)
-    row_styles = _row_styles(styles[:, :, held:], x.dtype) if width > held else None
+    styles = _both(packing.style(inputs.styles, packing.layers[0]), 1)[:, :, :held]
     for first, count in _tiles(inputs.pixels, batch, rgb):
         blend = _blend(inputs, first, count)
         rows = x.new_zeros((batch, count, -(-width // 64) * 64))
         # not a matrix product, which may round to TF32
-        style = sum(blend[..., k, None] * styles[:, None, k, :held] for k in range(MAX_STYLES))
+        style = sum(blend[..., k, None] * styles[:, None, k] for k in range(MAX_STYLES))
         torch.mul(x[:, first : first + count, :held], style, out=rows[:, :, :held])
         rows[:, :, held:width] = x[:, first : first + count, held:]
         coords = None if inputs.coords is None else inputs.coords.narrow(-2, first, count).contiguous()
         cut = inputs._replace(noise=cuda_onchip.adjacent(cut_noise(inputs.noise, first, count)))
-        made = Made(rows[:, :, held:width], row_styles) if width > held else None
+        made = None if row_styles is None else Made(rows[:, :, held:width], row_styles)
         places = Places(coords, (0, 0), first)
         cuda_onchip.launch(prepared, cut, spec, x.dtype, rows, None, places, rgb.narrow(1, first, count), blend, made=made)
     if inputs.skip is not None:
@@ -134,8 +128,7 @@ def forward(inputs: StackInputs, spec: StackSpec, rgb: Tensor) -> None:
 
 def synthesis(e: Encoding, dtype: torch.dtype, inputs: StackInputs, spec: StackSpec, rgb: Tensor) -> None:
     """The RGB sums of every point of an encoding, into `rgb` `[B, P, C]`: memory beyond it does not grow with them."""
-    prepared = prepare(inputs, spec, dtype, e)
-    row_styles = _row_styles(_input_styles(inputs, spec)[:, :, e.fourier_weight.shape[0] :], dtype)
+    prepared, row_styles = prepare(inputs, spec, dtype, e)
     whole = e.table is None or cuda_onchip.as_it_lies(e, dtype)
     for first, count in tiles(e.pixels, LAUNCH_PIXELS) if whole else _tiles(e.pixels, inputs.batch, rgb):
         coords = None if e.coords is None else e.coords.narrow(-2, first, count).float().contiguous()

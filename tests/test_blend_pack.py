@@ -17,7 +17,8 @@ RECORD = 2 * HALF * 16 + 4 * HALF + 16 + 4 * HALF + 16 * HALF  # forms, bias, st
 STACKS = {
     "odd numbers of slabs": ((70, 190, 300, 16), 70),
     "full": ((64, 512, 512), 64),
-    "streamed": ((600, 130, 20), 512),
+    "streamed": ((598, 130, 20), 512),
+    "whole rows of 16 bytes": ((60, 132, 200, 20), 60),
     "narrow": ((16, 16, 40), 16),
 }
 
@@ -62,8 +63,10 @@ class Packed:
         self.slabs = np.full(sizes[0], 0xFF, np.uint8)
         self.records = np.full((batch, sizes[1]), 0xFF, np.uint8)
         self.offsets = list(sizes[2:])
+        self.row_styles = np.full((batch, 2, -(-(widths[0] - held) // 8) * 8), 0xFFFF, np.uint16)
         rgb_bias = np.zeros(3, np.float32)
-        buffers = [a.ctypes.data_as(ctypes.c_void_p) for a in (weights, styles, biases, strengths, self.slabs, self.records, rgb_bias)]
+        arrays = (weights, styles, biases, strengths, self.slabs, self.records, self.row_styles, rgb_bias)
+        buffers = [a.ctypes.data_as(ctypes.c_void_p) for a in arrays]
         host.host_blend_pack(*arguments, *buffers, ctypes.c_float(FOLD), 1)
 
     def record(self, image: int, index: int, half: int) -> np.ndarray:
@@ -103,6 +106,16 @@ def test_every_weight_lies_where_its_product_reads_it(host: ctypes.CDLL, stack: 
                         expected = expected[:, held_order()]
                     found = packed.half_slab(index, chunk, half, number)
                     np.testing.assert_allclose(found, expected, rtol=2**-8, atol=1e-30)
+
+
+def test_styles_of_the_streamed_channels(host: ctypes.CDLL) -> None:
+    """Rounded, in rows of whole 16 bytes."""
+    packed = Packed(host, *STACKS["streamed"])
+    rows = bfloat16(packed.row_styles)
+    expected = packed.styles[0][:, :, packed.held :]
+    assert rows.shape == (packed.batch, 2, 88) and expected.shape == (packed.batch, 2, 86)
+    np.testing.assert_allclose(rows[..., :86], expected, rtol=2**-8)
+    assert not rows[..., 86:].any()
 
 
 @pytest.mark.parametrize("stack", STACKS)

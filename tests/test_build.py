@@ -170,7 +170,7 @@ def test_rows_leave_by_the_copy_engine(machine_code: dict, kernel: str) -> None:
     assert not wide, f"{kernel}: {wide}"
 
 
-@pytest.mark.parametrize("kernel", [*STACK, *BLEND, *CHAIN, *(f"stack_pack_kernel<{half}>" for half in HALVES)])
+@pytest.mark.parametrize("kernel", [*STACK, *BLEND, *CHAIN, *BLEND_PACK, *(f"stack_pack_kernel<{half}>" for half in HALVES)])
 def test_what_overlaps_with_the_kernel_before_waits_first(machine_code: dict, kernel: str) -> None:
     """No access to memory in front of griddepcontrol.wait, by its first place among the instructions."""
     names = list(machine_code[kernel])

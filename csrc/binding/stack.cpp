@@ -39,8 +39,8 @@ NoiseMode parse_noise(const std::string& name)
 
 void pack(const StackPlan& plan, uintptr_t weights, uintptr_t styles, int64_t style_stride, int64_t kind_stride,
           uintptr_t biases, uintptr_t strengths, uintptr_t fourier_weight, uintptr_t fourier_bias, uintptr_t slabs,
-          uintptr_t records, uintptr_t fourier, uintptr_t rgb_bias, const std::string& dtype, float eps, float gain,
-          float negative_slope, bool demodulate, int device, uintptr_t stream)
+          uintptr_t records, uintptr_t fourier, uintptr_t row_styles, uintptr_t rgb_bias, const std::string& dtype,
+          float eps, float gain, float negative_slope, bool demodulate, int device, uintptr_t stream)
 {
     StackPack a{};
     a.weights = pointer<const float>(weights);
@@ -54,6 +54,7 @@ void pack(const StackPlan& plan, uintptr_t weights, uintptr_t styles, int64_t st
     a.slabs = pointer<void>(slabs);
     a.records = pointer<void>(records);
     a.fourier = pointer<void>(fourier);
+    a.row_styles = pointer<void>(row_styles);
     a.rgb_bias = pointer<float>(rgb_bias);
     a.dtype = parse_dtype(dtype);
     a.eps = eps;
@@ -182,8 +183,8 @@ void bind_stack(py::module_& module)
     module.def("stack_pack", &pack, py::arg("plan"), py::kw_only(), py::arg("weights"), py::arg("styles"),
                py::arg("style_stride"), py::arg("kind_stride") = 0, py::arg("biases"), py::arg("strengths"),
                py::arg("fourier_weight"), py::arg("fourier_bias"), py::arg("slabs"), py::arg("records"),
-               py::arg("fourier"), py::arg("rgb_bias"), py::arg("dtype"), py::arg("eps"), py::arg("gain"),
-               py::arg("negative_slope"), py::arg("demodulate"), py::arg("device"), py::arg("stream"),
+               py::arg("fourier"), py::arg("row_styles") = 0, py::arg("rgb_bias"), py::arg("dtype"), py::arg("eps"),
+               py::arg("gain"), py::arg("negative_slope"), py::arg("demodulate"), py::arg("device"), py::arg("stream"),
                py::call_guard<py::gil_scoped_release>(), "Write what stack_forward reads of parameters and styles.");
     module.def(
         "stack_kept_bytes",

@@ -1,5 +1,6 @@
 // What stack_blend_fwd_kernel reads of parameters and styles: slabs of weights that are not modulated, the same for all
-// images; records, Fourier weights with the styles of layer 0, the sum of the ToRGB biases. One launch.
+// images; records, Fourier weights with the styles of layer 0, its other styles, the sum of the ToRGB biases. One
+// launch.
 #pragma once
 
 #include "kernels/stack_pack.cuh"
@@ -13,65 +14,68 @@ __device__ __forceinline__ int accumulator_order(int channel)
     return channel / 16 * 16 + channel % 8 / 2 * 4 + channel / 8 % 2 * 2 + channel % 2;
 }
 
-constexpr int kFormChannels = 4, kFormImages = 2;  // that a warp sums at once: what it loads serves all of them
+// Eight lanes sum the forms of four channels of an image: neighbours of the same channels load the same weights.
+constexpr int kFormLanes = 8;
+constexpr int kFormChannels = 4;
+constexpr int kFormUnits = kPackThreads / kFormLanes;  // of a block
 
-/// Sums of kFormImages images and kFormChannels rows, of each pair of styles.
-template <int kStyles>
-using Forms = float[kFormImages][kFormChannels][kStyles * (kStyles + 1) / 2];
+/// The lane's number among those of its unit.
+__device__ __forceinline__ int form_lane()
+{
+    return threadIdx.x % kFormLanes;
+}
 
-/// sum_j (c W_ij)^2 s_kj s_lj for each pair k <= l, by a warp: of rows from `row` on and images from `image` on. Those
-/// beyond the last are the last again.
+/// Sums of kFormChannels rows, of each pair of styles.
 template <int kStyles>
+using Forms = float[kFormChannels][kStyles * (kStyles + 1) / 2];
+
+/// sum_j (c W_ij)^2 s_kj s_lj for each pair k <= l, twice it where k < l, of rows from `row` on; rows beyond the last
+/// are the last again. kVector: rows of weights and styles start on 16 bytes.
+template <bool kVector, int kStyles>
 __device__ __forceinline__ void sum_forms(Forms<kStyles>& sums, const StackPackParams& p, const StackLayer& l,
                                           int image, int row)
 {
-    const float scale = 1.0f / static_cast<float>(l.in_features);
-    const float* weights[kFormChannels];
-    const float* styles[kFormImages];
-#pragma unroll
-    for (int r = 0; r < kFormChannels; ++r) {
-        weights[r] =
-            p.weights + l.weight_offset + static_cast<int64_t>(min(row + r, l.out_features - 1)) * l.in_features;
-    }
-#pragma unroll
-    for (int i = 0; i < kFormImages; ++i) {
-        styles[i] = p.styles + min(image + i, p.batch - 1) * p.style_stride + l.style_offset;
-    }
+    const float* weights = p.weights + l.weight_offset;
+    const float* styles = p.styles + image * p.style_stride + l.style_offset;
 #pragma unroll 2
-    for (int j = threadIdx.x % 32; j < l.in_features; j += 32) {
-        float square[kFormChannels], s[kFormImages][kStyles];
+    for (int column = 4 * form_lane(); column < l.in_features; column += 4 * kFormLanes) {
+        float4 square[kFormChannels], s[kStyles];
 #pragma unroll
         for (int r = 0; r < kFormChannels; ++r) {
-            const float w = __ldg(weights[r] + j);
-            square[r] = scale * w * w;
+            const int64_t at = static_cast<int64_t>(min(row + r, l.out_features - 1)) * l.in_features;
+            square[r] = load4<kVector>(weights + at, column, l.in_features);
         }
 #pragma unroll
-        for (int i = 0; i < kFormImages; ++i) {
+        for (int k = 0; k < kStyles; ++k) s[k] = load4<kVector>(styles + k * p.kind_stride, column, l.in_features);
 #pragma unroll
-            for (int k = 0; k < kStyles; ++k) s[i][k] = k < p.kinds ? __ldg(styles[i] + k * p.kind_stride + j) : 0.0f;
-        }
+        for (float4& w : square) w = mul4(w, w);
+        int pair = 0;
 #pragma unroll
-        for (int i = 0; i < kFormImages; ++i) {
-            int pair = 0;
+        for (int k = 0; k < kStyles; ++k) {
 #pragma unroll
-            for (int k = 0; k < kStyles; ++k) {
+            for (int other = k; other < kStyles; ++other, ++pair) {
+                const float4 product = mul4(s[k], s[other]);
 #pragma unroll
-                for (int other = k; other < kStyles; ++other, ++pair) {
-                    const float product = s[i][k] * s[i][other];
-#pragma unroll
-                    for (int r = 0; r < kFormChannels; ++r) {
-                        sums[i][r][pair] = fmaf(k == other ? square[r] : 2.0f * square[r], product, sums[i][r][pair]);
-                    }
-                }
+                for (int r = 0; r < kFormChannels; ++r) sums[r][pair] = dot4(square[r], product, sums[r][pair]);
             }
         }
     }
+}
+
+/// Over all lanes of a unit, and scaled; by all of the warp.
+template <int kStyles>
+__device__ __forceinline__ void gather_forms(Forms<kStyles>& sums, int in_features)
+{
+    const float scale = 1.0f / static_cast<float>(in_features);
 #pragma unroll
-    for (auto& of_image : sums) {
+    for (auto& of_row : sums) {
+        int pair = 0;
 #pragma unroll
-        for (auto& of_row : of_image) {
+        for (int k = 0; k < kStyles; ++k) {
 #pragma unroll
-            for (float& sum : of_row) sum = warp_sum(sum);
+            for (int other = k; other < kStyles; ++other, ++pair) {
+                of_row[pair] = warp_sum<kFormLanes>(of_row[pair]) * (k == other ? scale : 2.0f * scale);
+            }
         }
     }
 }
@@ -101,138 +105,174 @@ __device__ __forceinline__ void pack_forms(char* record, int index, int channel,
     row[Shape::kFormStep / 16] = make_uint4(pairs[1][0], pairs[1][1], pairs[1][2], pairs[1][3]);
 }
 
-/// What a record holds of kFormChannels output channels from `channel` on, of one image, by a warp. number: of the
-/// record, a chunk has kHalves.
-template <typename T, typename Shape, typename Sums>
-__device__ __forceinline__ void pack_channels(const StackPackParams& p, int image, int index, int number, int channel,
-                                              const Sums& sums)
-{
-    const int lane = threadIdx.x % 32;
-    const StackLayer& l = p.layers[index];
-    const int row = (number - kHalves * l.first_record) * Shape::kOutputs + channel;
-    const float* styles = p.styles + image * p.style_stride;
-    char* record = p.records + image * p.record_stride + static_cast<int64_t>(number) * Shape::kRecordBytes;
+/// What an image's record holds of kFormChannels output channels besides their forms: of a lane, what it will write.
+struct ChannelParts {
+    float bias, strength;         // lanes below kFormChannels
+    float style;                  // of the next layer
+    float colour[kFormChannels];  // of a channel: lane 4 k + c has colour c of style k
 
-    if (lane < kFormChannels) {
-        const bool exists = row + lane < l.out_features;
-        // a channel that does not exist is zero times a finite number; layer 0 has no eps of its own, see below
-        float forms[Shape::kForms];
+    /// row: the first of the channels.
+    __device__ __forceinline__ void load(const StackPackParams& p, int image, int index, int row)
+    {
+        const int lane = form_lane();
+        const StackLayer& l = p.layers[index];
+        const float* styles = p.styles + image * p.style_stride;
+        const int count = min(kFormChannels, l.out_features - row);  // of channels that exist
+        bias = lane < count ? __ldg(p.biases + l.bias_offset + row + lane) : 0.0f;
+        strength = lane == 0 ? __ldg(p.strengths + index) : 0.0f;
+        style = 0.0f;
+        if (style_channel() < count && index + 1 < p.depth && style_kind() < p.kinds) {
+            const int first = p.layers[index + 1].style_offset + row;
+            style = __ldg(styles + style_kind() * p.kind_stride + first + style_channel());
+        }
 #pragma unroll
-        for (int k = 0; k < Shape::kForms; ++k) {
-            forms[k] = exists || index > 0 ? 0.0f : 1.0f;
+        for (float& c : colour) c = 0.0f;
+        const int c = lane % 4, kind = lane / 4;
+        if (!l.rgb || c >= p.channels || kind >= p.kinds) return;
+        const float scale = p.fold * rsqrtf(static_cast<float>(l.out_features));
+        for (int k = 0; k < p.rgb_count; ++k) {
+            const StackRgb& r = p.rgbs[k];
+            if (r.layer != index) continue;
+            const float* weights = p.weights + r.weight_offset + static_cast<int64_t>(c) * l.out_features + row;
+            const float* factors = styles + kind * p.kind_stride + r.style_offset + row;
 #pragma unroll
-            for (int r = 0; r < kFormChannels; ++r) forms[k] = exists && lane == r ? sums[r][k] : forms[k];
-        }
-        const float eps = exists && p.demodulate ? p.eps : 1.0f;
-        pack_forms<Shape>(record, index, channel + lane, forms, exists ? p.biases[l.bias_offset + row + lane] : 0.0f,
-                          eps);
-        if (channel == 0) {
-            reinterpret_cast<float*>(record + Shape::kStrength)[lane] = lane == 0 ? p.strengths[index] : 0.0f;
-        }
-    }
-    if (lane < kFormChannels * Shape::kStyles) {  // the next layer's styles: of 16 channels a thread has
-        const int of = lane / Shape::kStyles, kind = lane % Shape::kStyles;  // [style][half][2]
-        const int order = accumulator_order(channel + of);
-        float s = 0.0f;
-        if (row + of < l.out_features && index + 1 < p.depth && kind < p.kinds) {
-            s = styles[kind * p.kind_stride + p.layers[index + 1].style_offset + row + of];
-        }
-        const int place = (order / 16 * 4 + order / 4 % 4) * Shape::kStyleStep + 4 * kind + order % 4;
-        reinterpret_cast<T*>(record + Shape::kStyle)[place] = static_cast<T>(s);
-    }
-    static_assert(kFormChannels * 8 == 32, "a lane for each channel, style and colour");
-    {  // ToRGB: colour c of style k is column 4 k + c
-        const int of = lane / 8, kind = lane % 8 / 4, colour = lane % 4;
-        float sum = 0.0f;
-        if (l.rgb && row + of < l.out_features && colour < p.channels && kind < p.kinds) {
-            const float scale = p.fold * rsqrtf(static_cast<float>(l.out_features));
-            for (int i = 0; i < p.rgb_count; ++i) {
-                const StackRgb& r = p.rgbs[i];
-                if (r.layer != index) continue;
-                const float weight =
-                    p.weights[r.weight_offset + static_cast<int64_t>(colour) * l.out_features + row + of];
-                sum += scale * styles[kind * p.kind_stride + r.style_offset + row + of] * weight;
+            for (int i = 0; i < kFormChannels; ++i) {
+                if (i < count) colour[i] += scale * __ldg(factors + i) * __ldg(weights + i);
             }
         }
-        const int place = (channel + of) / 8 * (Shape::kRgbStep / 2) + lane % 8 * 8 + (channel + of) % 8;
-        reinterpret_cast<T*>(record + Shape::kRgb)[place] = static_cast<T>(sum);
     }
-}
 
-/// The same of kFormImages images from `image` on, forms and all.
+    /// channel: the first of the channels, in the record.
+    template <typename T, typename Shape>
+    __device__ __forceinline__ void store(char* record, int channel) const
+    {
+        const int lane = form_lane();
+        static_assert(kFormLanes == 4 * Shape::kStyles && kFormLanes == kFormChannels * Shape::kStyles,
+                      "a lane for each colour and style, for each channel and style");
+        if (channel == 0 && lane < 4) {
+            reinterpret_cast<float*>(record + Shape::kStrength)[lane] = lane == 0 ? strength : 0.0f;
+        }
+        const int order = accumulator_order(channel + style_channel());  // of 16 channels a thread has [style][half][2]
+        const int place = (order / 16 * 4 + order / 4 % 4) * Shape::kStyleStep + 4 * style_kind() + order % 4;
+        reinterpret_cast<T*>(record + Shape::kStyle)[place] = static_cast<T>(style);
+        auto* colours = reinterpret_cast<T*>(record + Shape::kRgb) + channel / 8 * (Shape::kRgbStep / 2) + lane * 8;
+#pragma unroll
+        for (int i = 0; i < kFormChannels; ++i) colours[channel % 8 + i] = static_cast<T>(colour[i]);
+    }
+
+private:
+    __device__ __forceinline__ static int style_channel() { return form_lane() / kMaxBlend; }
+    __device__ __forceinline__ static int style_kind() { return form_lane() % kMaxBlend; }
+};
+
+/// What an image's record holds of kFormChannels output channels from `channel` on, by eight lanes. number: of the
+/// record, a chunk has kHalves. Units of a warp may be of different layers: what all of it does together is outside of
+/// branches.
 template <typename T, typename Shape>
-__device__ __forceinline__ void pack_records(const StackPackParams& p, int image, int number, int channel)
+__device__ __forceinline__ void pack_channels(const StackPackParams& p, int image, int number, int channel)
 {
     int index = 0;
     while (index + 1 < p.depth && p.layers[index + 1].first_record <= number / kHalves) ++index;
     const StackLayer& l = p.layers[index];
     const int row = (number - kHalves * l.first_record) * Shape::kOutputs + channel;
+    ChannelParts parts;
+    parts.load(p, image, index, row);  // under way while forms are summed
     Forms<Shape::kStyles> sums = {};
-    if (row < l.out_features && p.demodulate) sum_forms<Shape::kStyles>(sums, p, l, image, row);
-#pragma unroll
-    for (int i = 0; i < kFormImages; ++i) {
-        if (image + i < p.batch) pack_channels<T, Shape>(p, image + i, index, number, channel, sums[i]);
-    }
-}
-
-/// Of an image: Fourier weights with the styles of their channels.
-template <typename Shape>
-__device__ __forceinline__ void pack_features(const StackPackParams& p, int image)
-{
-    constexpr int kParts = Shape::kFourierParts;
-    const int floats = 4 * Shape::kFourierSlab * p.register_slabs;
-    auto* out = reinterpret_cast<float*>(p.fourier) + static_cast<int64_t>(image) * floats;
-    for (int i = threadIdx.x; i < floats; i += kPackThreads) {
-        const int slab = i / (4 * Shape::kFourierSlab), step = i / (16 * kParts) % 4, part = i / 16 % kParts;
-        const int channel = kSlab * slab + 16 * (i / 4 % 4) + 4 * step + i % 4;
-        float value = 0.0f;
-        if (channel < p.register_inputs) {
-            if (part < 2) {
-                value = p.fourier_weight[2 * channel + part];
-            } else if (part == 2) {
-                value = p.fourier_bias[channel];
-            } else if (part - 3 < p.kinds) {
-                value =
-                    p.styles[image * p.style_stride + (part - 3) * p.kind_stride + p.layers[0].style_offset + channel];
-            }
+    if (row < l.out_features && p.demodulate) {
+        if (p.vectors >> index & 1) {
+            sum_forms<true, Shape::kStyles>(sums, p, l, image, row);
+        } else {
+            sum_forms<false, Shape::kStyles>(sums, p, l, image, row);
         }
-        out[i] = value;
+    }
+    gather_forms<Shape::kStyles>(sums, l.in_features);
+    char* record = p.records + image * p.record_stride + static_cast<int64_t>(number) * Shape::kRecordBytes;
+    parts.store<T, Shape>(record, channel);
+    const int lane = form_lane();
+    if (lane >= kFormChannels) return;
+    const bool exists = row + lane < l.out_features;
+    // a channel that does not exist is zero times a finite number; layer 0 has no eps of its own
+    float forms[Shape::kForms];
+#pragma unroll
+    for (int k = 0; k < Shape::kForms; ++k) {
+        forms[k] = exists || index > 0 ? 0.0f : 1.0f;
+#pragma unroll
+        for (int r = 0; r < kFormChannels; ++r) forms[k] = exists && lane == r ? sums[r][k] : forms[k];
+    }
+    pack_forms<Shape>(record, index, channel + lane, forms, parts.bias, exists && p.demodulate ? p.eps : 1.0f);
+}
+
+/// What makes the first layer's input of an image: Fourier weights with the styles of their channels, and the styles of
+/// the streamed channels, as the stack's type. By a block.
+template <typename T, typename Shape>
+__device__ __forceinline__ void pack_input(const StackPackParams& p, int image)
+{
+    const float* styles = p.styles + image * p.style_stride + p.layers[0].style_offset;
+    if (p.fourier_weight != nullptr) {
+        constexpr int kParts = Shape::kFourierParts;
+        const int floats = 4 * Shape::kFourierSlab * p.register_slabs;
+        auto* out = reinterpret_cast<float*>(p.fourier) + static_cast<int64_t>(image) * floats;
+#pragma unroll 5
+        for (int i = threadIdx.x; i < floats; i += kPackThreads) {
+            const int slab = i / (4 * Shape::kFourierSlab), step = i / (16 * kParts) % 4, part = i / 16 % kParts;
+            const int channel = kSlab * slab + 16 * (i / 4 % 4) + 4 * step + i % 4, kind = part - 3;
+            const float* from = part < 2    ? p.fourier_weight + 2 * channel + part
+                                : part == 2 ? p.fourier_bias + channel
+                                            : styles + kind * p.kind_stride + channel;
+            out[i] = channel < p.register_inputs && kind < p.kinds ? __ldg(from) : 0.0f;
+        }
+    }
+    if (p.row_styles == nullptr) return;
+    const int streamed = p.layers[0].in_features - p.register_inputs, row = (streamed + 7) / 8 * 8;
+    auto* out = reinterpret_cast<T*>(p.row_styles) + static_cast<int64_t>(image) * Shape::kStyles * row;
+#pragma unroll 4
+    for (int i = threadIdx.x; i < Shape::kStyles * row; i += kPackThreads) {
+        const int kind = i / row, channel = i % row;
+        const bool exists = channel < streamed && kind < p.kinds;
+        out[i] = static_cast<T>(exists ? __ldg(styles + kind * p.kind_stride + p.register_inputs + channel) : 0.0f);
     }
 }
 
-/// Grid: (blocks of eight times kFormChannels output channels' records, then of eight rows of weights, then one of
-/// constants; groups of kFormImages images). Groups share the rows among them.
-template <typename T, int kStyles>
-__global__ void __launch_bounds__(kPackThreads) stack_blend_pack_kernel(const __grid_constant__ StackPackParams p)
+/// Blocks that pack channels: kFormUnits units each, of each kFormChannels channels all images side by side.
+__host__ __device__ inline int form_blocks(const StackPackParams& p)
 {
+    const int units = p.image_records * (kChunk / kFormChannels) * p.batch;
+    return (units + kFormUnits - 1) / kFormUnits;
+}
+
+/// Grid: form_blocks, a block an image of what makes its input, then blocks of eight rows of weights: what is short but
+/// slow goes first.
+template <typename T, int kStyles>
+__global__ void __launch_bounds__(kPackThreads, 3) stack_blend_pack_kernel(const __grid_constant__ StackPackParams p)
+{
+    grid_dependency_wait();
+    grid_dependents_come();
     using Shape = StackShape<kStyles>;
-    constexpr int kWarps = kPackThreads / 32;
-    const int image = blockIdx.y * kFormImages, warp = threadIdx.x / 32;
     int block = blockIdx.x;
-    if (block < p.row_blocks / kFormChannels) {
-        const int channel = (block * kWarps + warp) * kFormChannels;
-        pack_records<T, Shape>(p, image, channel / Shape::kOutputs, channel % Shape::kOutputs);
+    const int forms = form_blocks(p);
+    if (block < forms) {
+        // those past the last are the last again: a warp's lanes stay together
+        const int units = p.image_records * (kChunk / kFormChannels) * p.batch;
+        const int unit = min(block * kFormUnits + static_cast<int>(threadIdx.x) / kFormLanes, units - 1);
+        const int channel = unit / p.batch * kFormChannels;
+        pack_channels<T, Shape>(p, unit % p.batch, channel / Shape::kOutputs, channel % Shape::kOutputs);
         return;
     }
-    block -= p.row_blocks / kFormChannels;
-    if (block < p.row_blocks) {
-        int row = block * kWarps + warp;
-        if (block % gridDim.y != blockIdx.y) return;
-        const int index = take_layer(p, row);
-        pack_row<T, true>(p, index, row, 0);
+    block -= forms;
+    if (block < p.batch) {
+        pack_input<T, Shape>(p, block);
+        if (block == 0) pack_rgb_bias(p);
         return;
     }
-    for (int i = image; i < min(image + kFormImages, p.batch) && p.fourier_weight != nullptr; ++i) {
-        pack_features<Shape>(p, i);
-    }
-    if (image == 0) pack_rgb_bias(p);
+    int row = (block - p.batch) * (kPackThreads / 32) + static_cast<int>(threadIdx.x) / 32;
+    const int index = take_layer(p, row);
+    pack_row<T, true>(p, index, row, 0);
 }
 
 /// Blocks of its grid.
-inline dim3 blend_pack_blocks(const StackPackParams& p)
+inline unsigned blend_pack_blocks(const StackPackParams& p)
 {
-    const int blocks = p.row_blocks + p.row_blocks / kFormChannels + 1;
-    return {static_cast<unsigned>(blocks), static_cast<unsigned>((p.batch + kFormImages - 1) / kFormImages)};
+    return static_cast<unsigned>(form_blocks(p) + p.batch + p.row_blocks);
 }
 
 }  // namespace cips

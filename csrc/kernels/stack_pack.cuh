@@ -32,8 +32,9 @@ struct StackPackParams {
     int64_t slab_stride;
     char* records;
     int64_t record_stride;
-    float4* fourier;  // [register_slabs][Plain::kFourierSlab]
-    float* rgb_bias;  // [kMaxRgbChannels]
+    float4* fourier;   // [register_slabs][Plain::kFourierSlab]
+    void* row_styles;  // blends: [B][kinds] rows of the streamed channels' styles, of whole 16 bytes; or null
+    float* rgb_bias;   // [kMaxRgbChannels]
     float eps;
     float fold;  // g (1 - s)
     int32_t batch;

@@ -24,8 +24,8 @@ template <typename T>
 void launch_pack(const StackPackParams& params, cudaStream_t stream)
 {
     if (params.kinds > 0) {
-        stack_blend_pack_kernel<T, kMaxBlend><<<blend_pack_blocks(params), kPackThreads, 0, stream>>>(params);
-        check_cuda(cudaGetLastError(), "launch of stack_blend_pack_kernel");
+        launch_overlapped(stack_blend_pack_kernel<T, kMaxBlend>, blend_pack_blocks(params), kPackThreads, 0, stream,
+                          params);
         return;
     }
     const int groups = (params.batch + kPackImages - 1) / kPackImages;
@@ -134,6 +134,9 @@ void stack_pack(const StackPlan& plan, const StackPack& a, Target target)
         require_aligned(pointer, name, 4);
     }
     require_aligned(a.rgb_bias, "rgb_bias", 4);
+    const bool has_rows = plan.styles > 0 && plan.streamed_inputs > 0;
+    require((a.row_styles != nullptr) == has_rows, "row_styles: expected if and only if a blend streams an input");
+    if (has_rows) require_aligned(a.row_styles, "row_styles", 16);
     if (a.fourier_weight != nullptr) {
         require_aligned(a.fourier_bias, "fourier_bias", 4);
         require_aligned(a.fourier, "fourier", 16);
@@ -153,6 +156,7 @@ void stack_pack(const StackPlan& plan, const StackPack& a, Target target)
     p.records = static_cast<char*>(a.records);
     p.record_stride = plan.record_bytes;
     p.fourier = static_cast<float4*>(a.fourier);
+    p.row_styles = a.row_styles;
     p.rgb_bias = a.rgb_bias;
     p.eps = a.eps;
     p.fold = static_cast<float>(static_cast<double>(a.gain) * (1.0 - a.negative_slope));
@@ -171,7 +175,7 @@ void stack_pack(const StackPlan& plan, const StackPack& a, Target target)
     const bool aligned = (reinterpret_cast<uintptr_t>(a.weights) | reinterpret_cast<uintptr_t>(a.styles)) % 16 == 0;
     for (size_t i = 0; i < plan.layers.size(); ++i) {
         const StackLayer& l = plan.layers[i];
-        const bool rows = (l.in_features | l.weight_offset | l.style_offset | a.style_stride) % 4 == 0;
+        const bool rows = (l.in_features | l.weight_offset | l.style_offset | a.style_stride | a.kind_stride) % 4 == 0;
         p.vectors |= uint64_t{aligned && rows} << i;
     }
     std::copy(plan.layers.begin(), plan.layers.end(), p.layers);

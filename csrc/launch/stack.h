@@ -73,8 +73,11 @@ struct StackPack {
     void* slabs;                  // [B, plan.slab_bytes], of blends [plan.slab_bytes]; 128-byte aligned
     void* records;                // [B, plan.record_bytes], 16-byte aligned
     void* fourier;                // [plan.fourier_floats] an image of a blend, otherwise once; 16-byte aligned
-    float* rgb_bias;              // [kMaxRgbChannels]
-    DType dtype;                  // bfloat16 or float16
+    // of blends that stream an input, [B, kMaxBlend, streamed_inputs] of its styles, rows of whole 16 bytes, of the
+    // dtype
+    void* row_styles;
+    float* rgb_bias;  // [kMaxRgbChannels]
+    DType dtype;      // bfloat16 or float16
     float eps;
     float gain;
     float negative_slope;

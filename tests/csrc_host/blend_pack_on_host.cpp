@@ -28,7 +28,7 @@ extern "C" void host_blend_sizes(const int64_t* widths, int depth, int64_t held,
 
 extern "C" void host_blend_pack(const int64_t* widths, int depth, int64_t held, int64_t batch, const float* weights,
                                 const float* styles, const float* biases, const float* strengths, void* slabs,
-                                void* records, float* rgb_bias, float fold, unsigned seed)
+                                void* records, void* row_styles, float* rgb_bias, float fold, unsigned seed)
 {
     const cips::StackPlan plan = make_plan(widths, depth, held, batch);
     int64_t style_width = widths[depth];
@@ -45,6 +45,7 @@ extern "C" void host_blend_pack(const int64_t* widths, int depth, int64_t held, 
     p.slab_stride = plan.slab_bytes;
     p.records = static_cast<char*>(records);
     p.record_stride = plan.record_bytes;
+    p.row_styles = row_styles;
     p.rgb_bias = rgb_bias;
     p.eps = kEps;
     p.fold = fold;
@@ -58,11 +59,14 @@ extern "C" void host_blend_pack(const int64_t* widths, int depth, int64_t held, 
     p.depth = depth;
     p.rgb_count = 1;
     p.demodulate = true;
+    for (int i = 0; i < depth; ++i) {
+        const cips::StackLayer& l = plan.layers[i];
+        const bool rows = (l.in_features | l.weight_offset | l.style_offset | style_width) % 4 == 0;
+        p.vectors |= uint64_t{rows} << i;
+    }
     std::copy(plan.layers.begin(), plan.layers.end(), p.layers);
     std::copy(plan.rgbs.begin(), plan.rgbs.end(), p.rgbs);
     float nothing[1];
-    const dim3 blocks = cips::blend_pack_blocks(p);
-    host::launch(
-        static_cast<int>(blocks.x), cips::kPackThreads, nothing, 1, seed,
-        [&] { cips::stack_blend_pack_kernel<__nv_bfloat16, kStyles>(p); }, static_cast<int>(blocks.y));
+    host::launch(static_cast<int>(cips::blend_pack_blocks(p)), cips::kPackThreads, nothing, 1, seed,
+                 [&] { cips::stack_blend_pack_kernel<__nv_bfloat16, kStyles>(p); });
 }
