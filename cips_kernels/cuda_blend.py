@@ -79,7 +79,7 @@ def prepare(
         device=device.index,
         stream=torch.cuda.current_stream(device).cuda_stream,
     )
-    return Prepared(plan, slabs, records, fourier, rgb_bias, None, spec.eps if spec.demodulate else 1.0), row_styles
+    return Prepared(plan, slabs, records, fourier, rgb_bias, None), row_styles
 
 
 def tile_pixels(batch: int, wave: int, waves: int) -> int:

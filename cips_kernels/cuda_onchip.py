@@ -35,7 +35,6 @@ class Prepared(NamedTuple):
     fourier: Tensor | None
     rgb_bias: Tensor
     kept: Tensor | None  # memory for the inputs of residual blocks, 17 MB on 132 multiprocessors
-    eps: float = 0.0  # of the demodulation of blends, whose slabs are not modulated
 
 
 class Made(NamedTuple):
@@ -216,7 +215,6 @@ def launch(
         pixels=rgb.shape[1],
         dtype=_DTYPES[dtype],
         negative_slope=spec.negative_slope,
-        eps=prepared.eps,
         device=rgb.device.index,
         stream=_stream(rgb.device),
     )

@@ -71,7 +71,7 @@ void forward(const StackPlan& plan, uintptr_t slabs, uintptr_t records, uintptr_
              const std::string& noise_mode, uintptr_t seed, uintptr_t noise, std::tuple<int64_t, int64_t> noise_strides,
              int64_t first_image, int64_t first_layer, uintptr_t kept, uintptr_t activations, uintptr_t features,
              uintptr_t signs, uintptr_t rgb, std::tuple<int64_t, int64_t, int64_t> rgb_strides, int64_t pixels,
-             const std::string& dtype, float negative_slope, float eps, int device, uintptr_t stream)
+             const std::string& dtype, float negative_slope, int device, uintptr_t stream)
 {
     StackForward a{};
     a.slabs = pointer<const void>(slabs);
@@ -109,7 +109,6 @@ void forward(const StackPlan& plan, uintptr_t slabs, uintptr_t records, uintptr_
     a.pixels = pixels;
     a.dtype = parse_dtype(dtype);
     a.negative_slope = negative_slope;
-    a.eps = eps;
     stack_forward(plan, a, {device, stream});
 }
 
@@ -205,7 +204,7 @@ void bind_stack(py::module_& module)
                py::arg("noise_strides"), py::arg("first_image"), py::arg("first_layer"), py::arg("kept"),
                py::arg("activations") = 0, py::arg("features") = 0, py::arg("signs") = 0, py::arg("rgb"),
                py::arg("rgb_strides"), py::arg("pixels"), py::arg("dtype"), py::arg("negative_slope"),
-               py::arg("eps") = 0.0f, py::arg("device"), py::arg("stream"), py::call_guard<py::gil_scoped_release>(),
+               py::arg("device"), py::arg("stream"), py::call_guard<py::gil_scoped_release>(),
                "The RGB sums of every pixel. made: (memory, source, bytes of an image and of a row, styles, rows, "
                "columns, exact) of "
                "streamed input that the kernel makes itself.");

@@ -28,6 +28,8 @@ struct StackBlendTail : StackParts<T, StackShape<kStyles>> {
     using Rows = ScaledRows<T>;
 
     static constexpr uint32_t kHalfSlab = kSlabBytes / kHalves >> 4;  // in descriptors
+    // Of two positions where in layer 0 nothing parks before the second half of the last chunk but one.
+    static constexpr int kAside = kRegisterSlabs - 3;
 
     uint32_t forms[2];  // left side of a half's forms: rows g and g + 8, columns 2 t and 2 t + 1, see StackShape<2>
 
@@ -178,84 +180,70 @@ struct StackBlendTail : StackParts<T, StackShape<kStyles>> {
         }
     }
 
-    /// The same of half kHalf of layer 0, whose accumulators leave no room for forms. A load brings all that there is
-    /// of one channel: few registers are left, and many short loads under way need fewer than one long one.
-    template <int kHalf>
-    __device__ __forceinline__ void activate_first(uint32_t (&x)[16], const float (&noise)[2]) const
+    /// The sums of layer 0's second half, of which there is no room for while those of the first have their forms, wait
+    /// at two positions that no output has taken yet. Forms by ordinary arithmetic in place of a product took 3% of the
+    /// whole time.
+    __device__ __forceinline__ void put_sums_aside() const
     {
-        float form[2][3];
 #pragma unroll
-        for (int row = 0; row < 2; ++row) {
-            const RowBlend<kStyles> blend = blend_of(row);
-            form[row][0] = blend.of[0] * blend.of[0];
-            form[row][1] = blend.of[0] * blend.of[1];
-            form[row][2] = blend.of[1] * blend.of[1];
-        }
-        const auto tail = [&](float y, int row, const float4& of) {
-            const float q = fmaf(form[row][2], of.z, fmaf(form[row][1], of.y, fmaf(form[row][0], of.x, p.eps)));
-            return fmaf(y, demodulation(q), of.w + noise[row]);
-        };
-#pragma unroll
-        for (int pair = 0; pair < 8; ++pair) {
-            const uint32_t at = Shape::kChannel + 128 * pair + 16 * (lane % 4);
-            const float4 low = of_record(at), high = of_record(at + 64);
-#pragma unroll
-            for (int row = 0; row < 2; ++row) {
-                const int j = 2 * pair + row;
-                const float* y = acc + 32 * kHalf + 2 * j;
-                x[j] = leaky_relu_pair<T>(tail(y[0], row, low), tail(y[1], row, high), p.slope_pair);
-            }
+        for (int j = 0; j < 32; j += 4) {
+            const float* v = acc + 32 + j;
+            this->store_shared(this->parked(4 * kAside + j / 4), __float_as_uint(v[0]), __float_as_uint(v[1]),
+                               __float_as_uint(v[2]), __float_as_uint(v[3]));
         }
     }
 
-    /// position: where the result goes, into the registers if kKeeps. Of half kFirst of layer 0; kFirst < 0: of another
-    /// layer, whose `ahead` has been loaded.
-    template <int kFirst, bool kKeeps>
-    __device__ __forceinline__ void finish_half(int position, const StackLayer& l, bool keep, int source,
-                                                const Ahead& ahead)
+    /// Into the first half of the accumulators.
+    __device__ __forceinline__ void take_sums_back()
     {
-        if (kFirst >= 0) this->wait_for_record();
-        uint32_t x[16];
-        if constexpr (kFirst < 0) {
-            activate(x, ahead);
-        } else {
-            float noise[2];
-            load_noise(noise, source);
-            activate_first<kFirst>(x, noise);
+#pragma unroll
+        for (int j = 0; j < 32; j += 4) {
+            asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                         : "=f"(acc[j]), "=f"(acc[j + 1]), "=f"(acc[j + 2]), "=f"(acc[j + 3])
+                         : "r"(this->parked(4 * kAside + j / 4))
+                         : "memory");
         }
+    }
+
+    /// Forms of a half of layer 0, and what its tail reads first.
+    __device__ __forceinline__ void make_forms(Ahead& ahead, int source)
+    {
+        this->wait_for_record();
+        wgmma_fence();
+        send_forms();
+        wgmma_commit();
+        load_ahead(ahead, source);
+        wgmma_wait<0>();
+    }
+
+    /// position: where the result goes, parked or, if kKeeps, in the registers. Forms are there, and `ahead`.
+    template <bool kKeeps>
+    __device__ __forceinline__ void finish_half(int position, const StackLayer& l, const Ahead& ahead)
+    {
+        uint32_t x[16];
+        activate(x, ahead);
         uint32_t weights[2][kStyles];
         float4 styles[4];
         load_weights(weights);
-        if constexpr (kFirst < 0) {  // all at once; in layer 0 registers are too few
 #pragma unroll
-            for (int q = 0; q < 4; ++q) styles[q] = styles_of(q);
-        }
+        for (int q = 0; q < 4; ++q) styles[q] = styles_of(q);
         Colours rgb;
-        if constexpr (kFirst < 0) {
-            load_colours(rgb);
-            if (l.rgb) this->send_colours(rgb, x);
-        } else if (l.rgb) {
-            load_colours(rgb);
-            this->add_colours(rgb, x);
-            keep_colours(rgb);
-        }
+        load_colours(rgb);
+        if (l.rgb) this->send_colours(rgb, x);
         // the last layer's too: its styles are zeros, and nobody reads what parks
 #pragma unroll
         for (int q = 0; q < 4; ++q) {
             uint32_t to[4];
-            scale(to, x + 4 * q, weights, kFirst < 0 ? styles[q] : styles_of(q));
+            scale(to, x + 4 * q, weights, styles[q]);
             if constexpr (kKeeps) {
-                constexpr int kPosition = kFirst == 0 ? kRegisterSlabs - 2 : kRegisterSlabs - 1;
 #pragma unroll
-                for (int j = 0; j < 4; ++j) a[16 * kPosition + 4 * q + j] = to[j];
+                for (int j = 0; j < 4; ++j) a[16 * position + 4 * q + j] = to[j];
             } else {
                 this->park(4 * position + q, to);
             }
         }
-        if constexpr (kFirst < 0) {
-            wgmma_wait<0>();
-            keep_colours(rgb);
-        }
+        wgmma_wait<0>();
+        keep_colours(rgb);
         this->end_chunk();
     }
 

@@ -14,16 +14,7 @@ __device__ __forceinline__ int accumulator_order(int channel)
     return channel / 16 * 16 + channel % 8 / 2 * 4 + channel / 8 % 2 * 2 + channel % 2;
 }
 
-// Eight lanes sum the forms of four channels of an image: neighbours of the same channels load the same weights.
-constexpr int kFormLanes = 8;
-constexpr int kFormChannels = 4;
-constexpr int kFormUnits = kPackThreads / kFormLanes;  // of a block
-
-/// The lane's number among those of its unit.
-__device__ __forceinline__ int form_lane()
-{
-    return threadIdx.x % kFormLanes;
-}
+constexpr int kFormChannels = 4;  // whose forms a warp sums at once: the styles that it loads serve all of them
 
 /// Sums of kFormChannels rows, of each pair of styles.
 template <int kStyles>
@@ -38,7 +29,7 @@ __device__ __forceinline__ void sum_forms(Forms<kStyles>& sums, const StackPackP
     const float* weights = p.weights + l.weight_offset;
     const float* styles = p.styles + image * p.style_stride + l.style_offset;
 #pragma unroll 2
-    for (int column = 4 * form_lane(); column < l.in_features; column += 4 * kFormLanes) {
+    for (int column = 4 * (threadIdx.x % 32); column < l.in_features; column += 4 * 32) {
         float4 square[kFormChannels], s[kStyles];
 #pragma unroll
         for (int r = 0; r < kFormChannels; ++r) {
@@ -62,7 +53,7 @@ __device__ __forceinline__ void sum_forms(Forms<kStyles>& sums, const StackPackP
     }
 }
 
-/// Over all lanes of a unit, and scaled; by all of the warp.
+/// Over all lanes of the warp, and scaled.
 template <int kStyles>
 __device__ __forceinline__ void gather_forms(Forms<kStyles>& sums, int in_features)
 {
@@ -74,7 +65,7 @@ __device__ __forceinline__ void gather_forms(Forms<kStyles>& sums, int in_featur
         for (int k = 0; k < kStyles; ++k) {
 #pragma unroll
             for (int other = k; other < kStyles; ++other, ++pair) {
-                of_row[pair] = warp_sum<kFormLanes>(of_row[pair]) * (k == other ? scale : 2.0f * scale);
+                of_row[pair] = warp_sum(of_row[pair]) * (k == other ? scale : 2.0f * scale);
             }
         }
     }
@@ -82,16 +73,10 @@ __device__ __forceinline__ void gather_forms(Forms<kStyles>& sums, int in_featur
 
 /// What demodulation reads of one output channel: see StackShape<2>.
 template <typename Shape>
-__device__ __forceinline__ void pack_forms(char* record, int index, int channel, const float (&forms)[Shape::kForms],
-                                           float bias, float eps)
+__device__ __forceinline__ void pack_forms(char* record, int channel, const float (&forms)[Shape::kForms], float bias,
+                                           float eps)
 {
     const int order = accumulator_order(channel);
-    if (index == 0) {
-        // of a quad's threads side by side: thread t holds 16 q + 2 t, + 1 and both + 8
-        const int place = order / 16 * 16 + order % 4 * 4 + order / 4 % 4;
-        reinterpret_cast<float4*>(record + Shape::kChannel)[place] = make_float4(forms[0], forms[1], forms[2], bias);
-        return;
-    }
     reinterpret_cast<float*>(record + Shape::kBias)[order] = bias;
     uint32_t pairs[2][4];  // what a rounding to bfloat16 gives, and what it leaves
 #pragma unroll
@@ -107,38 +92,33 @@ __device__ __forceinline__ void pack_forms(char* record, int index, int channel,
 
 /// What an image's record holds of kFormChannels output channels besides their forms: of a lane, what it will write.
 struct ChannelParts {
-    float bias, strength;         // lanes below kFormChannels
-    float style;                  // of the next layer
-    float colour[kFormChannels];  // of a channel: lane 4 k + c has colour c of style k
+    float bias, strength;  // lanes below kFormChannels
+    float style;           // of the next layer, lanes below kFormChannels * kMaxBlend
+    float colour;          // of channel lane / 8, in column lane % 8: 4 k + c for colour c of style k
 
     /// row: the first of the channels.
     __device__ __forceinline__ void load(const StackPackParams& p, int image, int index, int row)
     {
-        const int lane = form_lane();
+        const int lane = threadIdx.x % 32;
         const StackLayer& l = p.layers[index];
         const float* styles = p.styles + image * p.style_stride;
         const int count = min(kFormChannels, l.out_features - row);  // of channels that exist
         bias = lane < count ? __ldg(p.biases + l.bias_offset + row + lane) : 0.0f;
         strength = lane == 0 ? __ldg(p.strengths + index) : 0.0f;
         style = 0.0f;
-        if (style_channel() < count && index + 1 < p.depth && style_kind() < p.kinds) {
+        if (lane / kMaxBlend < count && index + 1 < p.depth && lane % kMaxBlend < p.kinds) {
             const int first = p.layers[index + 1].style_offset + row;
-            style = __ldg(styles + style_kind() * p.kind_stride + first + style_channel());
+            style = __ldg(styles + lane % kMaxBlend * p.kind_stride + first + lane / kMaxBlend);
         }
-#pragma unroll
-        for (float& c : colour) c = 0.0f;
-        const int c = lane % 4, kind = lane / 4;
-        if (!l.rgb || c >= p.channels || kind >= p.kinds) return;
+        colour = 0.0f;
+        const int of = lane / 8, kind = lane % 8 / 4, c = lane % 4;
+        if (!l.rgb || of >= count || c >= p.channels || kind >= p.kinds) return;
         const float scale = p.fold * rsqrtf(static_cast<float>(l.out_features));
         for (int k = 0; k < p.rgb_count; ++k) {
             const StackRgb& r = p.rgbs[k];
             if (r.layer != index) continue;
-            const float* weights = p.weights + r.weight_offset + static_cast<int64_t>(c) * l.out_features + row;
-            const float* factors = styles + kind * p.kind_stride + r.style_offset + row;
-#pragma unroll
-            for (int i = 0; i < kFormChannels; ++i) {
-                if (i < count) colour[i] += scale * __ldg(factors + i) * __ldg(weights + i);
-            }
+            const float weight = __ldg(p.weights + r.weight_offset + c * l.out_features + row + of);
+            colour += scale * __ldg(styles + kind * p.kind_stride + r.style_offset + row + of) * weight;
         }
     }
 
@@ -146,28 +126,24 @@ struct ChannelParts {
     template <typename T, typename Shape>
     __device__ __forceinline__ void store(char* record, int channel) const
     {
-        const int lane = form_lane();
-        static_assert(kFormLanes == 4 * Shape::kStyles && kFormLanes == kFormChannels * Shape::kStyles,
-                      "a lane for each colour and style, for each channel and style");
+        const int lane = threadIdx.x % 32;
         if (channel == 0 && lane < 4) {
             reinterpret_cast<float*>(record + Shape::kStrength)[lane] = lane == 0 ? strength : 0.0f;
         }
-        const int order = accumulator_order(channel + style_channel());  // of 16 channels a thread has [style][half][2]
-        const int place = (order / 16 * 4 + order / 4 % 4) * Shape::kStyleStep + 4 * style_kind() + order % 4;
-        reinterpret_cast<T*>(record + Shape::kStyle)[place] = static_cast<T>(style);
-        auto* colours = reinterpret_cast<T*>(record + Shape::kRgb) + channel / 8 * (Shape::kRgbStep / 2) + lane * 8;
-#pragma unroll
-        for (int i = 0; i < kFormChannels; ++i) colours[channel % 8 + i] = static_cast<T>(colour[i]);
+        if (lane < kFormChannels * kMaxBlend) {  // of 16 channels a thread has [style][half][2]
+            const int order = accumulator_order(channel + lane / kMaxBlend);
+            const int place = (order / 16 * 4 + order / 4 % 4) * Shape::kStyleStep + lane % kMaxBlend * 4 + order % 4;
+            reinterpret_cast<T*>(record + Shape::kStyle)[place] = static_cast<T>(style);
+        }
+        static_assert(kFormChannels * 8 == 32, "a lane for each channel, style and colour");
+        const int of = channel + lane / 8;
+        const int place = of / 8 * (Shape::kRgbStep / 2) + lane % 8 * 8 + of % 8;
+        reinterpret_cast<T*>(record + Shape::kRgb)[place] = static_cast<T>(colour);
     }
-
-private:
-    __device__ __forceinline__ static int style_channel() { return form_lane() / kMaxBlend; }
-    __device__ __forceinline__ static int style_kind() { return form_lane() % kMaxBlend; }
 };
 
-/// What an image's record holds of kFormChannels output channels from `channel` on, by eight lanes. number: of the
-/// record, a chunk has kHalves. Units of a warp may be of different layers: what all of it does together is outside of
-/// branches.
+/// What an image's record holds of kFormChannels output channels from `channel` on, by a warp. number: of the record, a
+/// chunk has kHalves.
 template <typename T, typename Shape>
 __device__ __forceinline__ void pack_channels(const StackPackParams& p, int image, int number, int channel)
 {
@@ -184,22 +160,22 @@ __device__ __forceinline__ void pack_channels(const StackPackParams& p, int imag
         } else {
             sum_forms<false, Shape::kStyles>(sums, p, l, image, row);
         }
+        gather_forms<Shape::kStyles>(sums, l.in_features);
     }
-    gather_forms<Shape::kStyles>(sums, l.in_features);
     char* record = p.records + image * p.record_stride + static_cast<int64_t>(number) * Shape::kRecordBytes;
     parts.store<T, Shape>(record, channel);
-    const int lane = form_lane();
+    const int lane = threadIdx.x % 32;
     if (lane >= kFormChannels) return;
     const bool exists = row + lane < l.out_features;
-    // a channel that does not exist is zero times a finite number; layer 0 has no eps of its own
+    // a channel that does not exist is zero times a finite number
     float forms[Shape::kForms];
 #pragma unroll
     for (int k = 0; k < Shape::kForms; ++k) {
-        forms[k] = exists || index > 0 ? 0.0f : 1.0f;
+        forms[k] = 0.0f;
 #pragma unroll
         for (int r = 0; r < kFormChannels; ++r) forms[k] = exists && lane == r ? sums[r][k] : forms[k];
     }
-    pack_forms<Shape>(record, index, channel + lane, forms, parts.bias, exists && p.demodulate ? p.eps : 1.0f);
+    pack_forms<Shape>(record, channel + lane, forms, parts.bias, exists && p.demodulate ? p.eps : 1.0f);
 }
 
 /// What makes the first layer's input of an image: Fourier weights with the styles of their channels, and the styles of
@@ -233,11 +209,10 @@ __device__ __forceinline__ void pack_input(const StackPackParams& p, int image)
     }
 }
 
-/// Blocks that pack channels: kFormUnits units each, of each kFormChannels channels all images side by side.
+/// Blocks that pack channels, a warp kFormChannels of an image: those of all images side by side read the same weights.
 __host__ __device__ inline int form_blocks(const StackPackParams& p)
 {
-    const int units = p.image_records * (kChunk / kFormChannels) * p.batch;
-    return (units + kFormUnits - 1) / kFormUnits;
+    return p.row_blocks / kFormChannels * p.batch;
 }
 
 /// Grid: form_blocks, a block an image of what makes its input, then blocks of eight rows of weights: what is short but
@@ -248,13 +223,11 @@ __global__ void __launch_bounds__(kPackThreads, 3) stack_blend_pack_kernel(const
     grid_dependency_wait();
     grid_dependents_come();
     using Shape = StackShape<kStyles>;
+    constexpr int kWarps = kPackThreads / 32;
+    const int warp = threadIdx.x / 32, forms = form_blocks(p);
     int block = blockIdx.x;
-    const int forms = form_blocks(p);
     if (block < forms) {
-        // those past the last are the last again: a warp's lanes stay together
-        const int units = p.image_records * (kChunk / kFormChannels) * p.batch;
-        const int unit = min(block * kFormUnits + static_cast<int>(threadIdx.x) / kFormLanes, units - 1);
-        const int channel = unit / p.batch * kFormChannels;
+        const int unit = block * kWarps + warp, channel = unit / p.batch * kFormChannels;
         pack_channels<T, Shape>(p, unit % p.batch, channel / Shape::kOutputs, channel % Shape::kOutputs);
         return;
     }
@@ -264,7 +237,7 @@ __global__ void __launch_bounds__(kPackThreads, 3) stack_blend_pack_kernel(const
         if (block == 0) pack_rgb_bias(p);
         return;
     }
-    int row = (block - p.batch) * (kPackThreads / 32) + static_cast<int>(threadIdx.x) / 32;
+    int row = (block - p.batch) * kWarps + warp;
     const int index = take_layer(p, row);
     pack_row<T, true>(p, index, row, 0);
 }

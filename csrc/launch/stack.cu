@@ -223,7 +223,6 @@ void stack_forward(const StackPlan& plan, const StackForward& a, Target target)
     p.fourier_stride = static_cast<int32_t>(plan.fourier_floats() / 4);
     p.blend = a.blend;
     p.blend_batch_stride = a.blend_batch_stride;
-    p.eps = a.eps;
     p.x = static_cast<const char*>(a.x);
     p.x_batch_stride = a.x_batch_stride;
     p.x_row_stride = a.x_row_stride;

@@ -137,7 +137,6 @@ struct StackForward {
     int64_t pixels;
     DType dtype;
     float negative_slope;
-    float eps;  // of the demodulation of blends; 1 where there is none
 };
 
 /// Bytes of memory that a launch on a device needs for the inputs of residual blocks.

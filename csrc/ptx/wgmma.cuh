@@ -49,6 +49,13 @@ __device__ __forceinline__ void start_from_zero(float& d)
     asm volatile("mov.f32 %0, 0f00000000;" : "=f"(d));
 }
 
+/// Behind the wait for a product, where loops and branches follow: else readers of its sums are moved in front of the
+/// wait, and products are sent one by one (C7514).
+__device__ __forceinline__ void read_from_here(float& d)
+{
+    asm volatile("" : "+f"(d));
+}
+
 /// Before the first product, and after ordinary instructions wrote registers that a product reads.
 __device__ __forceinline__ void wgmma_fence()
 {

@@ -157,7 +157,7 @@ struct StackHalves : StackTurns<Tail> {
                 products<false>(l.positions, 0, false);
                 this->load_ahead(tail, source);
             }
-            this->template finish_half<-1, false>(half < last ? half : kRegisterSlabs - 2, l, keep, source, tail);
+            this->template finish_half<false>(half < last ? half : kRegisterSlabs - 2, l, tail);
         }
         if constexpr (kFull) {
             full_products<true>(keep ? last : 0, keep, tail, source);
@@ -165,7 +165,21 @@ struct StackHalves : StackTurns<Tail> {
             products<true>(l.positions, keep ? last : 0, keep);
             this->load_ahead(tail, source);
         }
-        this->template finish_half<-1, true>(0, l, keep, source, tail);
+        this->template finish_half<true>(kRegisterSlabs - 1, l, tail);
+    }
+
+    /// A chunk of layer 0, whose products left no room for forms. After the last one registers do without their input.
+    template <bool kLast>
+    __device__ __forceinline__ void finish_first_chunk(int position, const StackLayer& l, int source)
+    {
+        typename Tail::Ahead tail;
+        if constexpr (kLast) reload(Tail::kAside, Tail::kAside);
+        this->put_sums_aside();
+        this->make_forms(tail, source);
+        this->template finish_half<kLast>(position, l, tail);
+        this->take_sums_back();
+        this->make_forms(tail, source);
+        this->template finish_half<kLast>(position + 1, l, tail);
     }
 
     /// By chunks: in halves its streamed input would come twice as often.
@@ -174,22 +188,19 @@ struct StackHalves : StackTurns<Tail> {
         const StackLayer& l = p.layers[0];
         const bool keep = p.depth > 1;
         const int source = lane - lane % 4, last = l.chunks - 1;
-        const typename Tail::Ahead tail{};  // not for layer 0
         this->make_input();
 #pragma unroll 1
         for (int chunk = 0; chunk <= last; ++chunk) {
-            if (chunk > 0) {
-                this->template finish_half<0, false>(2 * chunk - 2, l, keep, source, tail);
-                this->template finish_half<1, false>(2 * chunk - 1, l, keep, source, tail);
-            }
+            if (chunk > 0) finish_first_chunk<false>(2 * chunk - 2, l, source);
 #pragma unroll
             for (int j = 0; j < 64; ++j) start_from_zero(acc[j]);
             this->first_products();
-        }
-        this->template finish_half<0, true>(0, l, keep, source, tail);
-        this->template finish_half<1, true>(0, l, keep, source, tail);
 #pragma unroll
-        for (int i = 0; i < kRegisterSlabs - 2; ++i) {
+            for (int j = 0; j < 64; ++j) read_from_here(acc[j]);
+        }
+        finish_first_chunk<true>(kRegisterSlabs - 2, l, source);
+#pragma unroll
+        for (int i = 0; i < Tail::kAside; ++i) {
             if (keep && i < 2 * last) reload(i, i);
         }
         asked = 0;

@@ -97,7 +97,6 @@ struct StackShape<2> {
     // Forms q_kl = sum_j (c W_ij)^2 s_kj s_lj, twice it where k < l: an operand of 16 columns, the first eight of each
     // channel and then the others. What the rounding of q to bfloat16 left is in the second eight:
     // {q_00, q_00, q_01, q_01, q_11, q_11, eps, 0} for a left side of {f, what its rounding left, ..., 1, 0} twice.
-    // Of layer 0 instead four floats a channel: the three forms and the bias.
     static constexpr int kFormRow = 16;  // bytes of eight columns
     static constexpr int kFormStep = kOutputs * kFormRow;
     static constexpr int kChannel = 0;

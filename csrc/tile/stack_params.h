@@ -72,7 +72,6 @@ struct StackParams {
     char* kept;          // [blocks][kConsumers][kKeptBytes]: inputs of residual blocks, each thread its own registers
     const float* blend;  // [B or 1][P][kMaxBlend]; null: one style an image, whose weights are modulated
     int64_t blend_batch_stride;  // floats; 0: shared
-    float eps;                   // of the demodulation of blends
     StackMade made;
     uint32_t half_pair;   // sqrt(1/2) twice, in the kernel's type
     uint32_t slope_pair;  // s / (1 - s) twice, in the kernel's type
