@@ -178,8 +178,9 @@ def table_lookup(
     def entry(row: Tensor, column: Tensor) -> Tensor:
         return F.embedding((row - above) * columns + column, entries).to(wide)
 
-    upper = _interpolate(entry(top, left), entry(top, right), x)
-    return _interpolate(upper, _interpolate(entry(bottom, left), entry(bottom, right), x), y)
+    # columns first: in an image larger than the table many pixels of a line have the same, and kernels keep them
+    column = _interpolate(entry(top, left), entry(bottom, left), y)
+    return _interpolate(column, _interpolate(entry(top, right), entry(bottom, right), y), x)
 
 
 def _neighbours(t: Tensor, count: int, lookup: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -303,6 +303,22 @@ def test_rows_that_the_kernel_makes_have_the_bits_of_the_lookup(
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("made", [True, False])
+@pytest.mark.parametrize("features", [512, 64])
+def test_an_entry_without_weight_is_not_read(features: int, made: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pixels on every other entry of a table, the ones between which are NaN. In the last row and column the entry itself
+    is the second, beside one of weight 0."""
+    if not made:
+        monkeypatch.setattr(cuda_onchip, "_looks_up", lambda _: False)
+    e = encoded((65, 81), (64, features), torch.bfloat16, size=(33, 41))
+    case = random_stack((64 + features, 128, 64), (1,), batch=1, pixels=1, noise=2, device="cuda", dtype=torch.bfloat16)
+    table = e.table.clone()
+    table[1::2] = table[:, 1::2] = torch.nan
+    expected, found = (colours(case, given).view(33, 41, -1)[:-1, :-1] for given in (e, e._replace(table=table)))
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.gpu
 def test_memory_does_not_grow_with_pixels() -> None:
     case = random_stack(*PAPER, batch=1, pixels=1, noise=4, device="cuda", dtype=torch.bfloat16)
     peaks = []

@@ -90,6 +90,26 @@ def test_compat_lookup_shifts_as_the_official_code_does():
     assert found.std().item() == pytest.approx(2 / 3, abs=0.01)
 
 
+def test_columns_are_interpolated_before_what_lies_between_them():
+    # the order of the operations, which every kernel shares bit for bit
+    torch.manual_seed(8)
+    table = CoordinateTable(5, (7, 9))
+    coords = torch.rand(400, 2) * 2 - 1
+    x, y = (coords[:, 0] + 1) * 4, (coords[:, 1] + 1) * 3
+    column, row = x.floor().long(), y.floor().long()
+    x, y = (x - column)[:, None], (y - row)[:, None]
+    with torch.no_grad():
+        above = [table.weight[row, column + i] for i in (0, 1)]
+        below = [table.weight[row + 1, column + i] for i in (0, 1)]
+        left, right = ((1 - y) * a + y * b for a, b in zip(above, below, strict=True))
+        upper, lower = ((1 - x) * a + x * b for a, b in (above, below))
+        found = table(coords)
+    assert torch.equal(found, (1 - x) * left + x * right)
+    other = (1 - y) * upper + y * lower
+    assert not torch.equal(found, other), "the other order has the same bits"
+    torch.testing.assert_close(found, other, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("lookup", ["exact", "compat"])
 def test_lookup_is_twice_differentiable(lookup):
     torch.manual_seed(3)

@@ -24,14 +24,17 @@ struct TableLookupParams {
     int64_t batch_stride;  // elements
 };
 
-/// Which entries a pixel reads: the first, the one right of it, below it, and both.
-struct Corners {
+/// What a pixel's columns are made of: the entry above on the left, whether there is a right column, and the weight of
+/// what is below.
+struct Columns {
     int64_t row, column;
-    bool below, right;
+    bool right;
+    float y;
 
-    __device__ __forceinline__ bool operator==(const Corners& o) const
+    /// By bits, as a NaN.
+    __device__ __forceinline__ bool operator==(const Columns& o) const
     {
-        return row == o.row && column == o.column && below == o.below && right == o.right;
+        return row == o.row && column == o.column && right == o.right && __float_as_uint(y) == __float_as_uint(o.y);
     }
 };
 
@@ -76,33 +79,33 @@ __global__ void __launch_bounds__(kLookupThreads) table_lookup_kernel(const __gr
     auto* out = static_cast<Out*>(p.out) + image * p.batch_stride + first * p.row_stride;
     for (int base = 0; base < p.features; base += 8 * 32) {
         const int channel = base + 8 * lane;
-        // neighbours in an image often lie between the same entries: read them once
-        float corner[2][2][8];
-        Corners held{-1, -1, false, false};
+        // neighbours in an image often lie between the same columns: read and interpolate them once
+        float left[8], right[8];
+        Columns held{-1, -1, false, 0.0f};
         for (int i = 0; i < kLookupPixels; ++i) {  // every lane takes part in the shuffles
             const Neighbours x = shuffle(my_x, i), y = shuffle(my_y, i);
             if (i >= count || channel >= p.features) continue;
-            // a weight of 0 leaves the first entry as it is: the second needs no reading
-            const Corners wanted{y.first, x.first, y.weight != 0.0f, x.weight != 0.0f};
+            // a weight of 0 leaves the first as it is: the second needs no reading
+            const Columns wanted{y.first, x.first, x.weight != 0.0f, y.weight};
             if (!(held == wanted)) {
                 held = wanted;
-                load_entry(corner[0][0], entry(y.first, x.first), channel, p.features, p.vectors);
-                if (wanted.right) load_entry(corner[0][1], entry(y.first, x.second), channel, p.features, p.vectors);
-                if (wanted.below) load_entry(corner[1][0], entry(y.second, x.first), channel, p.features, p.vectors);
-                if (wanted.right && wanted.below) {
-                    load_entry(corner[1][1], entry(y.second, x.second), channel, p.features, p.vectors);
+                const int second = held.right ? x.second : x.first;
+                load_entry(left, entry(y.first, x.first), channel, p.features, p.vectors);
+                load_entry(right, entry(y.first, second), channel, p.features, p.vectors);
+                if (y.weight != 0.0f) {
+                    float lower[2][8];
+                    load_entry(lower[0], entry(y.second, x.first), channel, p.features, p.vectors);
+                    load_entry(lower[1], entry(y.second, second), channel, p.features, p.vectors);
+#pragma unroll
+                    for (int e = 0; e < 8; ++e) {
+                        left[e] = interpolate(left[e], lower[0][e], y.weight);
+                        right[e] = interpolate(right[e], lower[1][e], y.weight);
+                    }
                 }
             }
             float v[8];
 #pragma unroll
-            for (int e = 0; e < 8; ++e) {
-                v[e] = held.right ? interpolate(corner[0][0][e], corner[0][1][e], x.weight) : corner[0][0][e];
-                if (held.below) {
-                    const float lower =
-                        held.right ? interpolate(corner[1][0][e], corner[1][1][e], x.weight) : corner[1][0][e];
-                    v[e] = interpolate(v[e], lower, y.weight);
-                }
-            }
+            for (int e = 0; e < 8; ++e) v[e] = held.right ? interpolate(left[e], right[e], x.weight) : left[e];
             // past L1: the stack reads it from L2
             __stcg(reinterpret_cast<uint4*>(out + i * p.row_stride + channel),
                    make_uint4(pack_pair(v[0], v[1], Out()), pack_pair(v[2], v[3], Out()), pack_pair(v[4], v[5], Out()),

@@ -70,12 +70,12 @@ StackMade made_rows(const StackPlan& plan, const StackForward& a)
     StackMade p{};
     p.made = static_cast<char*>(m.made);
     p.row_bytes = static_cast<uint32_t>(bytes);
-    p.source = static_cast<const char*>(m.source);
-    p.source_stride = m.source_batch_stride;
     p.row_stride = static_cast<uint32_t>(m.source_row_stride);
     p.last_pixel = static_cast<uint32_t>(a.pixels - 1);
     if (plan.styles > 0) {
         require_aligned(m.styles, "made: styles", 16);
+        p.source = static_cast<const char*>(m.source);
+        p.source_stride = m.source_batch_stride;
         p.styles = static_cast<const char*>(m.styles);
         return p;
     }
@@ -88,7 +88,8 @@ StackMade made_rows(const StackPlan& plan, const StackForward& a)
             "grid: expected sides of at most 2^23 and fewer than 2^31 pixels where rows are made");
     require(m.source_row_stride == row, "made: source_row_stride: expected a table without gaps");
     require(plan.streamed_inputs % kSlab == 0, "made: expected a table of a multiple of 64 channels");
-    p.source_stride = m.columns * m.source_row_stride;
+    p.table = reinterpret_cast<uint64_t>(m.source) - 2 * reinterpret_cast<uint64_t>(m.made);
+    p.source_stride = m.rows > 1 ? m.columns * m.source_row_stride : 0;
     p.rows = static_cast<int32_t>(m.rows);
     p.columns = static_cast<int32_t>(m.columns);
     p.exact = m.exact;

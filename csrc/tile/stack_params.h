@@ -28,8 +28,9 @@ struct StackMade {
     char* made;             // [kMadeBuffers][blocks][kBlockPixels][row_bytes]
     uint32_t row_bytes;     // a multiple of 16
     uint32_t row_stride;    // bytes of T channels of the source
-    const char* source;     // blends: 16-bit values [images or 1][P][T]; otherwise a float32 table [rows][columns][T]
-    int64_t source_stride;  // bytes of an image (0: shared), or of a row of the table
+    const char* source;     // blends: 16-bit values [images or 1][P][T]
+    uint64_t table;         // otherwise a float32 table [rows][columns][T]: its address less twice that of made
+    int64_t source_stride;  // bytes of an image (0: shared), or of a row of the table (0: it has one)
     const char* styles;     // blends: 16-bit values [B][kMaxBlend][row_bytes]
     uint32_t last_pixel;    // P - 1
     int32_t rows, columns;  // of a table

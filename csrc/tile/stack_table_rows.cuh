@@ -14,99 +14,144 @@ struct TableRows {
     static constexpr bool kMakes = true;
     static constexpr uint32_t kBuffers = 2;
 
-    /// A warp takes 32 rows side by side, whose entries are often the same. Each lane finds the place of one; then it
-    /// takes two channels of all, with the corners that it holds. Places kept in memory cost 300 cycles a row. Of a
-    /// multiple of 64 channels, so that no lane leaves the loop before the others.
+    /// A warp takes 32 rows side by side; of an image larger than its table they come in runs between the same entries.
+    /// Each lane finds the place of one row; then it takes four channels of all. It holds what it made of a run's left
+    /// and right column of the table, one interpolation away from any row of the run; the next run mostly begins with
+    /// the column that this one ends with. Places kept in memory cost 300 cycles a row.
+    ///
+    /// No lane leaves a loop before the others, and the compiler can tell: a shuffle then is one instruction, not
+    /// three.
     template <bool kFirst>
     __device__ __forceinline__ static void make(const StackParams& p, uint32_t shared)
     {
-        constexpr uint32_t kGroups = kBlockPixels / 32;
         constexpr uint32_t kSplit = kFirst ? kStackThreads / 32 / kGroups : 1;  // warps that share a group's channels
-        constexpr int kAhead = kFirst ? 4 : 1;                                  // rows under way at once
-        uint32_t row = first_made_row<TableRows, kFirst>(shared) + 32 * (maker<kFirst>() / kSplit);
+        bool second = false;                                                    // group
 #pragma unroll 1
-        for (;;) {
-            Place mine = place_of(p, made_unit<kFirst>(p, shared), row + maker_thread() % 32);
-            // the sign bit: these corners are not those of the row before
-            const uint32_t before = __shfl_up_sync(~0u, mine.entry, 1);
-            if (mine.entry != before || maker_thread() % 32 == 0) {
-                mine.x = __uint_as_float(__float_as_uint(mine.x) | 0x80000000);
-            }
+        do {
+            const Place mine = place_of<kFirst>(p, shared, second);
+            // by the length of the table's rows, which is twice the others': row_bytes would be kept for it
 #pragma unroll 1
-            for (uint32_t byte = maker_thread() % 32 * 4 + maker<kFirst>() % kSplit * 128; byte < p.made.row_bytes;
-                 byte += 128 * kSplit) {
-                float2 corner[4] = {};
-#pragma unroll kAhead
+            for (uint32_t begin = maker<kFirst>() % kSplit * kWarpBytes; 2 * begin < p.made.row_stride;
+                 begin += kSplit * kWarpBytes) {
+                // lanes beyond the last channels repeat them
+                const uint32_t byte = min(begin + maker_thread() % 32 * kLaneBytes, p.made.row_bytes - kLaneBytes);
+                char* to = made_byte(p, group_row<kFirst>(shared, second), byte);
+                asm volatile("" : "+l"(to));  // a whole address, not the parts that it was made of
+                float left[kLaneChannels], right[kLaneChannels] = {};
+                uint32_t row = 0;
+#pragma unroll 1
                 do {
-                    const float marked = __shfl_sync(~0u, mine.x, row);  // of lane row % 32
-                    if (__float_as_int(marked) < 0) {
-                        load_corners(corner, p, __shfl_sync(~0u, mine.entry, row), byte);
-                    }
-                    const float x = fabsf(marked), y = __shfl_sync(~0u, mine.y, row);
-                    const float2 v =
-                        interpolate(interpolate(corner[0], corner[1], x), interpolate(corner[2], corner[3], x), y);
-                    // past L1: the copy engine reads it from L2
-                    __stcg(reinterpret_cast<unsigned int*>(made_byte(p, row, byte)), pack_pair(v.x, v.y, T()));
-                    ++row;
-                    asm volatile("" : "+r"(row));  // else the one before is kept as well
-                } while (row % 32 != 0);
-                row -= 32;
+                    const int entry = __shfl_sync(~0u, mine.entry, row);
+                    const float y = __shfl_sync(~0u, mine.y, row);
+                    if (!is_marked(y)) load_column(right, p, to, entry >> 1, y);
+#pragma unroll
+                    for (int c = 0; c < kLaneChannels; ++c) left[c] = right[c];
+                    load_column(right, p, to, (entry + 1) >> 1, y);
+                    float x;
+#pragma unroll 1
+                    do {
+                        x = __shfl_sync(~0u, mine.x, row);
+                        store(rows_beyond(p, to, row), left, right, x);
+                        ++row;
+                    } while (!is_marked(x));
+                } while (row < 32);
             }
-            row += 32 * kMakers;
-            if (kFirst || row % kBlockPixels < 32 * kMakers) break;  // the next are another block's
-        }
+            second = !second;
+        } while (second && !kFirst);
     }
 
 private:
-    // of an entry: its number, and whether the one right of it and the one below it are read
-    static constexpr uint32_t kEntry = (1u << 30) - 1, kRight = 1u << 30, kBelow = 1u << 31;
+    static constexpr int kLaneChannels = 4;
+    static constexpr uint32_t kLaneBytes = kLaneChannels * 2, kWarpBytes = 32 * kLaneBytes;
+    static constexpr uint32_t kGroups = kBlockPixels / 32;
+    static_assert(kGroups == 2 * kMakers, "a maker has a first and a second group of rows");
 
+    /// Where a row lies in the table. Weights are of the second of two entries; their signs are marks.
     struct Place {
-        uint32_t entry;
-        float x, y;  // weights of the second
+        int entry;  // twice its number less that of the group's first row, and 1 if the entry right of it is read
+        float x;    // marked: the next row begins a run
+        float y;    // marked: this row's left column is the right one of the row before
     };
 
-    __device__ __forceinline__ static Place place_of(const StackParams& p, int2 unit, uint32_t row)
+    __device__ __forceinline__ static bool is_marked(float weight) { return __float_as_int(weight) < 0; }
+
+    /// By its bits: the sign of a NaN is one as well.
+    __device__ __forceinline__ static float marked(float weight, bool mark)
     {
-        const uint32_t pixel = made_pixel(p, unit.y, row);
-        Place place{};
-#pragma unroll
-        for (int second = 0; second < 2; ++second) {
-            int count = second ? p.made.rows : p.made.columns;
-            asm volatile("" : "+r"(count));  // else what is made of it is kept for the next rows
-            const Neighbours n =
-                neighbours(small_pixel_coordinate(p.places, unit.x, pixel, second), count, p.made.exact);
-            // with a weight of 0 the second is not read, and stands for the first
-            const bool reads = n.weight != 0.0f && n.second > n.first;
-            place.entry += (second ? n.first * p.made.columns : n.first) | (reads ? second ? kBelow : kRight : 0);
-            (second ? place.y : place.x) = n.weight;
+        return __uint_as_float((__float_as_uint(weight) & 0x7fffffff) | uint32_t{mark} << 31);
+    }
+
+    /// First row of a group.
+    template <bool kFirst>
+    __device__ __forceinline__ static uint32_t group_row(uint32_t shared, bool second)
+    {
+        constexpr uint32_t kSplit = kFirst ? kStackThreads / 32 / kGroups : 1;
+        uint32_t row = first_made_row<TableRows, kFirst>(shared) + 32 * (maker<kFirst>() / kSplit);
+        if (second) {
+            row += 32 * kMakers;
+            asm volatile("" : "+r"(row));  // else the difference is kept, and not one bit
         }
+        return row;
+    }
+
+    /// Of the group's row of this lane's number.
+    template <bool kFirst>
+    __device__ __forceinline__ static Place place_of(const StackParams& p, uint32_t shared, bool second)
+    {
+        const uint32_t row = group_row<kFirst>(shared, second);
+        const int2 unit = made_unit<kFirst>(p, shared);
+        const uint32_t pixel = made_pixel(p, unit.y, row + maker_thread() % 32);
+        Place place{-2 * static_cast<int>(row), 0.0f, 0.0f};
+#pragma unroll
+        for (int axis = 0; axis < 2; ++axis) {
+            int count = axis ? p.made.rows : p.made.columns;
+            asm volatile("" : "+r"(count));  // else what is made of it is kept for the next rows
+            const Neighbours n = neighbours(small_pixel_coordinate(p.places, unit.x, pixel, axis), count, p.made.exact);
+            place.entry += 2 * (axis ? n.first * p.made.columns : n.first);
+            // with a weight of 0 the second is not read, and the first stands for it
+            if (!axis && n.weight != 0.0f && n.second > n.first) ++place.entry;
+            (axis ? place.y : place.x) = n.weight;
+        }
+        const int entry = __shfl_up_sync(~0u, place.entry, 1);
+        const uint32_t y = __shfl_up_sync(~0u, __float_as_uint(place.y), 1);
+        const bool level = maker_thread() % 32 != 0 && y == __float_as_uint(place.y);
+        const uint32_t starts = __ballot_sync(~0u, !level || entry != place.entry);
+        place.x = marked(place.x, __funnelshift_r(starts, starts, maker_thread() + 1) & 1);
+        place.y = marked(place.y, level && entry + 2 == (place.entry | 1));
         return place;
     }
 
-    /// byte: of the row that is made, where the table has two.
-    __device__ __forceinline__ static void load_corners(float2 (&corner)[4], const StackParams& p, uint32_t entry,
-                                                        uint32_t byte)
+    /// Address of the byte that lies a number of made rows beyond one.
+    __device__ __forceinline__ static char* rows_beyond(const StackParams& p, char* byte, int rows)
     {
-        asm volatile("" : "+r"(byte));  // else its double is kept
-        const char* first = p.made.source + uint64_t{entry & kEntry} * p.made.row_stride + 2 * byte;
-        const char* below = entry & kBelow ? first + p.made.source_stride : first;
-        const uint32_t right = entry & kRight ? p.made.row_stride : 0;
-        corner[0] = load(first);
-        corner[1] = load(first + right);
-        corner[2] = load(below);
-        corner[3] = load(below + right);
+        int row_bytes = p.made.row_bytes;
+        asm volatile("" : "+r"(row_bytes));  // else it is kept, in 64 bits
+        return byte + int64_t{rows} * row_bytes;
     }
 
-    __device__ __forceinline__ static float2 load(const char* from)
+    /// Of a column: an entry, of the number that Place has, and that below it, interpolated. The channels at a made
+    /// byte's address lie at twice that of the table.
+    __device__ __forceinline__ static void load_column(float (&v)[kLaneChannels], const StackParams& p, char* byte,
+                                                       int entry, float y)
     {
-        return __ldg(reinterpret_cast<const float2*>(from));
+        const uint64_t upper = p.made.table + 2 * reinterpret_cast<uint64_t>(rows_beyond(p, byte, entry));
+        const uint64_t lower = upper + (y != 0.0f ? p.made.source_stride : 0);
+        const float4 a = __ldg(reinterpret_cast<const float4*>(upper));
+        const float4 b = __ldg(reinterpret_cast<const float4*>(lower));
+        v[0] = interpolate(a.x, b.x, fabsf(y));
+        v[1] = interpolate(a.y, b.y, fabsf(y));
+        v[2] = interpolate(a.z, b.z, fabsf(y));
+        v[3] = interpolate(a.w, b.w, fabsf(y));
     }
 
-    /// Of two channels.
-    __device__ __forceinline__ static float2 interpolate(float2 a, float2 b, float weight)
+    __device__ __forceinline__ static void store(char* to, const float (&left)[kLaneChannels],
+                                                 const float (&right)[kLaneChannels], float x)
     {
-        return make_float2(cips::interpolate(a.x, b.x, weight), cips::interpolate(a.y, b.y, weight));
+        float v[kLaneChannels];
+#pragma unroll
+        for (int c = 0; c < kLaneChannels; ++c) v[c] = interpolate(left[c], right[c], fabsf(x));
+        // past L1: the copy engine reads it from L2
+        __stcg(reinterpret_cast<uint2*>(to), make_uint2(pack_pair(v[0], v[1], T()), pack_pair(v[2], v[3], T())));
     }
 };
 

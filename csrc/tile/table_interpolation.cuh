@@ -1,5 +1,5 @@
-// Bilinear interpolation in a table of vectors. The arithmetic is that of cips_kernels/encoding.py, operation by
-// operation, so that the bits agree.
+// Bilinear interpolation in a table of vectors, within its columns first. The arithmetic is that of
+// cips_kernels/encoding.py, operation by operation, so that the bits agree.
 #pragma once
 
 #include <cuda_runtime.h>
