@@ -141,10 +141,16 @@ __device__ __forceinline__ void make_next_rows(const StackParams& p, uint32_t sh
     }
 }
 
-/// Pixel of a row, for calls with fewer than 2^31 pixels; rows beyond the last repeat it.
+/// Pixel of a row, for calls with fewer than 2^31 pixels.
+__device__ __forceinline__ uint32_t unclamped_pixel(int group, uint32_t row)
+{
+    return group * kGroupPixels + cluster_rank() * kBlockPixels + row % kBlockPixels;
+}
+
+/// The same; rows beyond the last repeat it.
 __device__ __forceinline__ uint32_t made_pixel(const StackParams& p, int group, uint32_t row)
 {
-    return min(group * kGroupPixels + cluster_rank() * kBlockPixels + row % kBlockPixels, p.made.last_pixel);
+    return min(unclamped_pixel(group, row), p.made.last_pixel);
 }
 
 /// Rows are numbered over all buffers and blocks: whatever a row's number is needed for, one register serves.
