@@ -40,8 +40,10 @@ __global__ void __launch_bounds__(kAffineThreads, kAffineResident)
     const int64_t thread = blockIdx.x * kAffineThreads + threadIdx.x;
     const int64_t threads = static_cast<int64_t>(min(static_cast<int>(gridDim.x), p.prefetchers)) * kAffineThreads;
     if (prefetches) prefetch_lines(p.current, p.current_bytes, thread, threads);
-    MatrixRows<kAffineWarpRows> rows;
-    rows.load(p.weight, p.bias, first, p.rows, p.dim);
+    using Rows = MatrixRows<kAffineWarpRows>;
+    Rows rows;
+    const int begin = min(first, p.rows - 1);
+    rows.load(Rows::place(p.weight, begin, p.dim), p.bias + begin, p.rows - begin, p.dim);
     if (prefetches) {
         // registers hold two thirds of the paper's matrix, and less where another kernel still runs
         const int64_t row = int64_t{p.dim} * 4, late = p.rows / 2 * row;

@@ -59,8 +59,9 @@ __device__ __forceinline__ void normalise(float* out, const float* z, int dim)
     }
 }
 
-/// Grid: a cluster of kBlocks for each kMappingVectors vectors.
-template <int kBlocks>
+/// Grid: a cluster of kBlocks for each kMappingVectors vectors. kDim: the vectors' length, or 0 for any. Known when
+/// compiled it halves the code, which comes from memory at each call since the stack's has taken its place.
+template <int kBlocks, int kDim>
 __global__ void __cluster_dims__(kBlocks, 1, 1) __launch_bounds__(kMappingThreads, 1)
     mapping_fwd_kernel(const __grid_constant__ MappingParams p)
 {
@@ -69,22 +70,26 @@ __global__ void __cluster_dims__(kBlocks, 1, 1) __launch_bounds__(kMappingThread
     using Rows = MatrixRows<kRows>;
     static_assert(Rows::kLanes == kBlocks, "of the lanes that hold a row each sends it to one block");
 
+    const int dim = kDim > 0 ? kDim : p.dim;
     extern __shared__ float4 memory[];  // [2][kMappingVectors][dim]
     __shared__ uint64_t arrivals[2];    // for each half of the memory
     auto* x = reinterpret_cast<float*>(memory);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int first = blockIdx.x / kBlocks * kMappingVectors;
     const int count = min(kMappingVectors, p.vectors - first);
-    const int first_row = (cluster_rank() * (p.dim / 32) + warp) * kRows;  // a block has dim / kBlocks rows
+    const int first_row = (cluster_rank() * (dim / 32) + warp) * kRows;  // a block has dim / kBlocks rows
     const int row = first_row + lane / kBlocks;
-    const bool works = warp < p.dim / 32;
-    const uint32_t arrived = shared_address(arrivals), half = kMappingVectors * p.dim;
+    const bool works = warp < dim / 32;
+    const uint32_t arrived = shared_address(arrivals), half = kMappingVectors * dim;
     const auto expect = [&](int layer) {  // the input of a layer, but the first
-        if (threadIdx.x == 0 && layer < p.layers) mbarrier_expect(arrived + layer % 2 * 8, count * p.dim * 4);
+        if (threadIdx.x == 0 && layer < p.layers) mbarrier_expect(arrived + layer % 2 * 8, count * dim * 4);
     };
+    const float* next = Rows::place(p.weights, first_row, dim);  // rows of the layer that is loaded next
+    const float* next_bias = p.biases + first_row;
     const auto load = [&](Rows& rows, int layer) {
-        const float* matrix = p.weights + static_cast<int64_t>(layer) * p.dim * p.dim;
-        if (works && layer < p.layers) rows.load(matrix, p.biases + layer * p.dim, first_row, p.dim, p.dim);
+        if (works && layer < p.layers) rows.load(next, next_bias, kRows, dim);
+        next += dim * dim;
+        next_bias += dim;
     };
 
     grid_dependents_come();
@@ -98,7 +103,7 @@ __global__ void __cluster_dims__(kBlocks, 1, 1) __launch_bounds__(kMappingThread
     Rows weights[kAhead];
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) load(weights[i], i);
-    if (warp < count) normalise(x + warp * p.dim, p.z + static_cast<int64_t>(first + warp) * p.dim, p.dim);
+    if (warp < count) normalise(x + warp * dim, p.z + static_cast<int64_t>(first + warp) * dim, dim);
     __syncthreads();
     cluster_meet();  // every block of the cluster runs before anybody writes to it
     const uint32_t target = cluster_address(shared_address(x), lane % kBlocks);
@@ -112,13 +117,13 @@ __global__ void __cluster_dims__(kBlocks, 1, 1) __launch_bounds__(kMappingThread
             if (layer > 0) expect(layer + 2);
 #pragma unroll 1
             for (int n = 0; n < count; ++n) {
-                float y = rows.dot(x + layer % 2 * half + n * p.dim, p.dim);
+                float y = rows.dot(x + layer % 2 * half + n * dim, dim);
                 y = y > 0.0f ? y : y * p.negative_slope;
                 if (!last) {
                     // whoever still reads this half of the memory has not sent what the sum here needed
-                    store_cluster(target + (out * half + n * p.dim + row) * 4, y, target_arrived + out * 8);
+                    store_cluster(target + (out * half + n * dim + row) * 4, y, target_arrived + out * 8);
                 } else if (lane % kBlocks == 0) {
-                    p.w[static_cast<int64_t>(first + n) * p.dim + row] = y;
+                    p.w[static_cast<int64_t>(first + n) * dim + row] = y;
                 }
             }
         }

@@ -12,19 +12,26 @@
 namespace cips {
 namespace {
 
+template <typename Kernel>
+void allow_shared(Kernel* kernel)
+{
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMappingSharedBytes),
+               "cudaFuncSetAttribute(mapping_fwd_kernel)");
+}
+
 /// Whether a device has place for a cluster of kMappingLargeCluster blocks, asked once; the kernel may be launched with
 /// such from then on. The device is the current one.
+template <int kDim>
 bool holds_large_clusters(int device)
 {
     static std::mutex mutex;
     static std::map<int, bool> known;
     const std::lock_guard<std::mutex> lock(mutex);
     if (const auto found = known.find(device); found != known.end()) return found->second;
-    const auto kernel = mapping_fwd_kernel<kMappingLargeCluster>;
+    const auto kernel = mapping_fwd_kernel<kMappingLargeCluster, kDim>;
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
                "cudaFuncSetAttribute(mapping_fwd_kernel)");
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMappingSharedBytes),
-               "cudaFuncSetAttribute(mapping_fwd_kernel)");
+    allow_shared(kernel);
     cudaLaunchAttribute attribute{};
     attribute.id = cudaLaunchAttributeClusterDimension;
     attribute.val.clusterDim = {kMappingLargeCluster, 1, 1};
@@ -40,14 +47,28 @@ bool holds_large_clusters(int device)
     return known[device] = clusters > 0;
 }
 
+template <int kDim>
+void launch_mapping(const MappingParams& p, int device, cudaStream_t stream)
+{
+    const auto clusters = static_cast<unsigned>((p.vectors + kMappingVectors - 1) / kMappingVectors);
+    const size_t shared = 2 * kMappingVectors * p.dim * sizeof(float);
+    if (holds_large_clusters<kDim>(device)) {
+        mapping_fwd_kernel<kMappingLargeCluster, kDim>
+            <<<clusters * kMappingLargeCluster, kMappingThreads, shared, stream>>>(p);
+    } else {
+        allow_shared(mapping_fwd_kernel<kMappingCluster, kDim>);
+        mapping_fwd_kernel<kMappingCluster, kDim><<<clusters * kMappingCluster, kMappingThreads, shared, stream>>>(p);
+    }
+    check_cuda(cudaGetLastError(), "launch of mapping_fwd_kernel");
+}
+
 }  // namespace
 
 void mapping_forward(const Mapping& a, Target target)
 {
     require_aligned(a.z, "z", 16);
     require(a.biases != nullptr && a.w != nullptr, "biases, w: a null address came");
-    require(a.weights != nullptr && reinterpret_cast<uintptr_t>(a.weights) % 16 == 0,
-            "weights: address is null or not a multiple of 16");
+    require_aligned(a.weights, "weights", 16);
     require(a.dim >= 32 && a.dim <= kRowColumns && a.dim % 32 == 0,
             "dim: " + std::to_string(a.dim) + " came, expected a multiple of 32 up to 512");
     require(a.layers >= 1 && a.layers <= 1 << 20, "layers: " + std::to_string(a.layers) + " came, expected at least 1");
@@ -63,18 +84,11 @@ void mapping_forward(const Mapping& a, Target target)
                           a.negative_slope};
     const DeviceGuard guard(target.device);
     const auto stream = reinterpret_cast<cudaStream_t>(target.stream);
-    const auto clusters = static_cast<unsigned>((a.vectors + kMappingVectors - 1) / kMappingVectors);
-    const size_t shared = 2 * kMappingVectors * a.dim * sizeof(float);
-    if (holds_large_clusters(target.device)) {
-        mapping_fwd_kernel<kMappingLargeCluster>
-            <<<clusters * kMappingLargeCluster, kMappingThreads, shared, stream>>>(p);
+    if (p.dim == kRowColumns) {
+        launch_mapping<kRowColumns>(p, target.device, stream);
     } else {
-        check_cuda(cudaFuncSetAttribute(mapping_fwd_kernel<kMappingCluster>,
-                                        cudaFuncAttributeMaxDynamicSharedMemorySize, kMappingSharedBytes),
-                   "cudaFuncSetAttribute(mapping_fwd_kernel)");
-        mapping_fwd_kernel<kMappingCluster><<<clusters * kMappingCluster, kMappingThreads, shared, stream>>>(p);
+        launch_mapping<0>(p, target.device, stream);
     }
-    check_cuda(cudaGetLastError(), "launch of mapping_fwd_kernel");
 }
 
 }  // namespace cips

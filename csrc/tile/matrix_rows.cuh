@@ -43,22 +43,26 @@ struct MatrixRows {
     float4 rows[kRows][4];
     float bias;  // of row lane / kLanes
 
-    /// Rows from `first` on; those beyond the last are the last again. matrix: [count][dim], on 16 bytes, dim a
-    /// multiple of 32.
-    __device__ __forceinline__ void load(const float* matrix, const float* biases, int first, int count, int dim)
+    /// Where the lane's first column of a row lies. matrix: [rows][dim], on 16 bytes, dim a multiple of 32.
+    __device__ __forceinline__ static const float* place(const float* matrix, int row, int dim)
+    {
+        return matrix + static_cast<int64_t>(row) * dim + 4 * (threadIdx.x % 32);
+    }
+
+    /// Rows from the one at `first`, a place, on; those beyond the last of `left` are that again. biases: from the same
+    /// row on.
+    __device__ __forceinline__ void load(const float* first, const float* biases, int left, int dim)
     {
         const int lane = threadIdx.x % 32;
 #pragma unroll
         for (int r = 0; r < kRows; ++r) {
-            const float* row = matrix + static_cast<int64_t>(min(first + r, count - 1)) * dim;
+            const float* row = first + min(r, left - 1) * dim;
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
-                const int column = 128 * j + 4 * lane;
-                rows[r][j] = column < dim ? __ldg(reinterpret_cast<const float4*>(row + column))
-                                          : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+                if (128 * j + 4 * lane < dim) rows[r][j] = __ldg(reinterpret_cast<const float4*>(row + 128 * j));
             }
         }
-        bias = __ldg(biases + min(first + lane / kLanes, count - 1));
+        bias = __ldg(biases + min(lane / kLanes, left - 1));
     }
 
     /// Of row lane / kLanes: its product with a vector, and its bias. The vector may be a kernel's before that this one
