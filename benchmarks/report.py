@@ -17,7 +17,7 @@ from pathlib import Path
 import generator_report
 import headline
 import plot
-from cases import BASELINE, DEPTH, MODES
+from cases import BASELINE, DEPTH, GENERATOR, MODES
 from machine import RESULTS, ROOT, replace, source_digest, stack_results
 from tables import TITLES, baselines, group_key, heading
 from tables import milliseconds as _time
@@ -156,7 +156,10 @@ def tables(folder: Path = RESULTS) -> str:
         "output and gradients, beside that of the eager formulation in the same dtype. Written by "
         "`python benchmarks/report.py` from the files beside this page, which `benchmarks/modfc_bench.py` wrote."
     )
-    return "\n\n".join(["# What was measured", *shown, note]) + "\n"
+    alone = [text for results in load(folder / GENERATOR) if (text := generator_report.markdown(results))]
+    if alone:
+        alone.insert(0, f"## The generator, in runs of its own (`{GENERATOR}/`)")
+    return "\n\n".join(["# What was measured", *shown, *alone, note]) + "\n"
 
 
 def insert(readme: str, section: str) -> str:

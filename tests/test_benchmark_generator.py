@@ -400,6 +400,11 @@ def test_the_page_beside_the_results_shows_the_table(tmp_path: Path) -> None:
     (tmp_path / "tester.json").write_text(json.dumps(_made_up()))
     assert generator_report.markdown(_made_up()) in report.tables(tmp_path)
     assert "whole generator" in plot.svg(_made_up())
+    assert "runs of its own" not in report.tables(tmp_path)
+    (tmp_path / GENERATOR).mkdir()
+    (tmp_path / GENERATOR / "tester.json").write_text(json.dumps(_made_up() | {"device": "Later"}))
+    page = report.tables(tmp_path)
+    assert page.count("The whole generator") == 2 and page.index("runs of its own") < page.index("Later")
 
 
 def test_only_what_is_known_is_built() -> None:
