@@ -166,4 +166,43 @@ __device__ __forceinline__ char* made_byte(const StackParams& p, uint32_t row, u
     return p.made.made + (row * p.made.row_bytes + byte);
 }
 
+/// The byte some strides, of less than 2^31 bytes, beyond one.
+template <typename Byte>
+__device__ __forceinline__ Byte* bytes_beyond(Byte* byte, int number, uint32_t stride)
+{
+    int step = static_cast<int>(stride);
+    asm volatile("" : "+r"(step));  // else it is kept, in 64 bits
+    return byte + int64_t{number} * step;
+}
+
+// A warp takes groups of 32 rows side by side: what each row needs for itself a lane finds, then a lane takes four
+// channels of all, kMadeWarpBytes of a row at a time.
+constexpr int kMadeLaneChannels = 4;
+constexpr uint32_t kMadeLaneBytes = kMadeLaneChannels * 2, kMadeWarpBytes = 32 * kMadeLaneBytes;
+constexpr uint32_t kMadeGroups = kBlockPixels / 32;
+static_assert(kMadeGroups == 2 * kMakers, "a maker has a first and a second group of rows");
+
+/// Warps that share a group's channels.
+template <bool kFirst>
+constexpr uint32_t kMadeSplit = kFirst ? kStackThreads / 32 / kMadeGroups : 1;
+
+/// First row of this warp's group.
+template <typename Rows, bool kFirst>
+__device__ __forceinline__ uint32_t group_row(uint32_t shared, bool second)
+{
+    uint32_t row = first_made_row<Rows, kFirst>(shared) + 32 * (maker<kFirst>() / kMadeSplit<kFirst>);
+    if (second) {
+        row += 32 * kMakers;
+        asm volatile("" : "+r"(row));  // else the difference is kept, and not one bit
+    }
+    return row;
+}
+
+/// Where this lane's channels begin in a row, of those from byte `begin` on; lanes beyond the last channels repeat
+/// them.
+__device__ __forceinline__ uint32_t lane_byte(const StackParams& p, uint32_t begin)
+{
+    return min(begin + maker_thread() % 32 * kMadeLaneBytes, p.made.row_bytes - kMadeLaneBytes);
+}
+
 }  // namespace cips

@@ -24,20 +24,19 @@ struct TableRows {
     template <bool kFirst>
     __device__ __forceinline__ static void make(const StackParams& p, uint32_t shared)
     {
-        constexpr uint32_t kSplit = kFirst ? kStackThreads / 32 / kGroups : 1;  // warps that share a group's channels
-        bool second = false;                                                    // group
+        constexpr uint32_t kSplit = kMadeSplit<kFirst>;
+        bool second = false;  // group
 #pragma unroll 1
         do {
             const Place mine = place_of<kFirst>(p, shared, second);
             // by the length of the table's rows, which is twice the others': row_bytes would be kept for it
 #pragma unroll 1
-            for (uint32_t begin = maker<kFirst>() % kSplit * kWarpBytes; 2 * begin < p.made.row_stride;
-                 begin += kSplit * kWarpBytes) {
-                // lanes beyond the last channels repeat them
-                const uint32_t byte = min(begin + maker_thread() % 32 * kLaneBytes, p.made.row_bytes - kLaneBytes);
-                char* to = made_byte(p, group_row<kFirst>(shared, second), byte);
+            for (uint32_t begin = maker<kFirst>() % kSplit * kMadeWarpBytes; 2 * begin < p.made.row_stride;
+                 begin += kSplit * kMadeWarpBytes) {
+                const uint32_t byte = lane_byte(p, begin);
+                char* to = made_byte(p, group_row<TableRows, kFirst>(shared, second), byte);
                 asm volatile("" : "+l"(to));  // a whole address, not the parts that it was made of
-                float left[kLaneChannels], right[kLaneChannels] = {};
+                float left[kMadeLaneChannels], right[kMadeLaneChannels] = {};
                 uint32_t row = 0;
 #pragma unroll 1
                 do {
@@ -45,13 +44,13 @@ struct TableRows {
                     const float y = __shfl_sync(~0u, mine.y, row);
                     if (!is_marked(y)) load_column(right, p, to, entry >> 1, y);
 #pragma unroll
-                    for (int c = 0; c < kLaneChannels; ++c) left[c] = right[c];
+                    for (int c = 0; c < kMadeLaneChannels; ++c) left[c] = right[c];
                     load_column(right, p, to, (entry + 1) >> 1, y);
                     float x;
 #pragma unroll 1
                     do {
                         x = __shfl_sync(~0u, mine.x, row);
-                        store(rows_beyond(p, to, row), left, right, x);
+                        store(bytes_beyond(to, row, p.made.row_bytes), left, right, x);
                         ++row;
                     } while (!is_marked(x));
                 } while (row < 32);
@@ -61,11 +60,6 @@ struct TableRows {
     }
 
 private:
-    static constexpr int kLaneChannels = 4;
-    static constexpr uint32_t kLaneBytes = kLaneChannels * 2, kWarpBytes = 32 * kLaneBytes;
-    static constexpr uint32_t kGroups = kBlockPixels / 32;
-    static_assert(kGroups == 2 * kMakers, "a maker has a first and a second group of rows");
-
     /// Where a row lies in the table. Weights are of the second of two entries; their signs are marks.
     struct Place {
         int entry;  // twice its number less that of the group's first row, and 1 if the entry right of it is read
@@ -81,24 +75,11 @@ private:
         return __uint_as_float((__float_as_uint(weight) & 0x7fffffff) | uint32_t{mark} << 31);
     }
 
-    /// First row of a group.
-    template <bool kFirst>
-    __device__ __forceinline__ static uint32_t group_row(uint32_t shared, bool second)
-    {
-        constexpr uint32_t kSplit = kFirst ? kStackThreads / 32 / kGroups : 1;
-        uint32_t row = first_made_row<TableRows, kFirst>(shared) + 32 * (maker<kFirst>() / kSplit);
-        if (second) {
-            row += 32 * kMakers;
-            asm volatile("" : "+r"(row));  // else the difference is kept, and not one bit
-        }
-        return row;
-    }
-
     /// Of the group's row of this lane's number.
     template <bool kFirst>
     __device__ __forceinline__ static Place place_of(const StackParams& p, uint32_t shared, bool second)
     {
-        const uint32_t row = group_row<kFirst>(shared, second);
+        const uint32_t row = group_row<TableRows, kFirst>(shared, second);
         const int2 unit = made_unit<kFirst>(p, shared);
         const uint32_t pixel = made_pixel(p, unit.y, row + maker_thread() % 32);
         Place place{-2 * static_cast<int>(row), 0.0f, 0.0f};
@@ -121,20 +102,13 @@ private:
         return place;
     }
 
-    /// Address of the byte that lies a number of made rows beyond one.
-    __device__ __forceinline__ static char* rows_beyond(const StackParams& p, char* byte, int rows)
-    {
-        int row_bytes = p.made.row_bytes;
-        asm volatile("" : "+r"(row_bytes));  // else it is kept, in 64 bits
-        return byte + int64_t{rows} * row_bytes;
-    }
-
     /// Of a column: an entry, of the number that Place has, and that below it, interpolated. The channels at a made
     /// byte's address lie at twice that of the table.
-    __device__ __forceinline__ static void load_column(float (&v)[kLaneChannels], const StackParams& p, char* byte,
+    __device__ __forceinline__ static void load_column(float (&v)[kMadeLaneChannels], const StackParams& p, char* byte,
                                                        int entry, float y)
     {
-        const uint64_t upper = p.made.table + 2 * reinterpret_cast<uint64_t>(rows_beyond(p, byte, entry));
+        const uint64_t upper =
+            p.made.table + 2 * reinterpret_cast<uint64_t>(bytes_beyond(byte, entry, p.made.row_bytes));
         const uint64_t lower = upper + (y != 0.0f ? p.made.source_stride : 0);
         const float4 a = __ldg(reinterpret_cast<const float4*>(upper));
         const float4 b = __ldg(reinterpret_cast<const float4*>(lower));
@@ -144,12 +118,12 @@ private:
         v[3] = interpolate(a.w, b.w, fabsf(y));
     }
 
-    __device__ __forceinline__ static void store(char* to, const float (&left)[kLaneChannels],
-                                                 const float (&right)[kLaneChannels], float x)
+    __device__ __forceinline__ static void store(char* to, const float (&left)[kMadeLaneChannels],
+                                                 const float (&right)[kMadeLaneChannels], float x)
     {
-        float v[kLaneChannels];
+        float v[kMadeLaneChannels];
 #pragma unroll
-        for (int c = 0; c < kLaneChannels; ++c) v[c] = interpolate(left[c], right[c], fabsf(x));
+        for (int c = 0; c < kMadeLaneChannels; ++c) v[c] = interpolate(left[c], right[c], fabsf(x));
         // past L1: the copy engine reads it from L2
         __stcg(reinterpret_cast<uint2*>(to), make_uint2(pack_pair(v[0], v[1], T()), pack_pair(v[2], v[3], T())));
     }
