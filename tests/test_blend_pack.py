@@ -52,7 +52,7 @@ class Packed:
         self.rgb = rng.standard_normal((3, widths[-1])).astype(np.float32)
         self.styles = [1 + rng.standard_normal((batch, 2, i)).astype(np.float32) for i in widths]
         self.biases = [rng.standard_normal(o).astype(np.float32) for _, o in pairs]
-        strengths = rng.standard_normal(self.depth).astype(np.float32)
+        self.strengths = strengths = rng.standard_normal(self.depth).astype(np.float32)
         weights = np.concatenate([m.ravel() for m in (*self.matrices, self.rgb)])
         styles = np.ascontiguousarray(np.concatenate(self.styles, -1))
         biases = np.concatenate([*self.biases, np.zeros(3, np.float32)])
@@ -146,3 +146,29 @@ def test_forms_of_the_demodulation(host: ctypes.CDLL, stack: str) -> None:
                 np.testing.assert_array_equal(bias[:count], packed.biases[index][rows])
                 assert not forms[count:].any()
                 assert not bias[count:].any()
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_what_a_half_needs_besides(host: ctypes.CDLL, stack: str) -> None:
+    """The noise's strength, the next layer's styles as a thread reads them, and each style's ToRGB by its columns."""
+    packed = Packed(host, *STACKS[stack])
+    # thread t of a quad has channels 2 t, + 1, + 8 and + 9 of every 16, first of one style and then of the other
+    channel = np.array([[[16 * q + 2 * t + c for c in (0, 1, 8, 9)] for t in range(4)] for q in range(4)])
+    for image in range(packed.batch):
+        for index, matrix in enumerate(packed.matrices):
+            outputs, last = matrix.shape[0], index + 1 == packed.depth
+            for half in range(2 * -(-outputs // 128)):
+                first, count = HALF * half, max(0, min(HALF, outputs - HALF * half))
+                strength, styles, colours = np.split(packed.record(image, index, half)[36 * HALF :], [16, 16 + 4 * HALF])
+                np.testing.assert_array_equal(strength.view(np.float32), [packed.strengths[index], 0, 0, 0])
+                following = np.zeros((2, HALF))
+                if not last:
+                    following[:, :count] = packed.styles[index + 1][image][:, first : first + count]
+                found = bfloat16(styles).reshape(4, 4, 2, 4)
+                np.testing.assert_allclose(found, following[:, channel].transpose(1, 2, 0, 3), rtol=2**-8)
+                expected = np.zeros((2, 4, HALF))
+                if last:
+                    rgb = packed.rgb[:, first : first + count] * FOLD / np.sqrt(outputs)
+                    expected[:, :3, :count] = rgb * packed.styles[-1][image][:, None, first : first + count]
+                found = bfloat16(colours).reshape(HALF // 8, 8, 8).transpose(1, 0, 2).reshape(2, 4, HALF)
+                np.testing.assert_allclose(found, expected, rtol=2**-7, atol=1e-30)
