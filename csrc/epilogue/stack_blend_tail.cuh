@@ -180,8 +180,8 @@ struct StackBlendTail : StackParts<T, StackShape<kStyles>> {
         }
     }
 
-    /// The sums of layer 0's second half, of which there is no room for while those of the first have their forms, wait
-    /// at two positions that no output has taken yet. Forms by ordinary arithmetic in place of a product took 3% of the
+    /// The sums of layer 0's second half, for which there is no room while the first half has its forms, wait at two
+    /// positions that no output has taken yet. Forms by ordinary arithmetic in place of products took 2% to 3% of the
     /// whole time.
     __device__ __forceinline__ void put_sums_aside() const
     {
