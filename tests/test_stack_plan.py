@@ -104,11 +104,25 @@ TABLE_LOOKUP = dict(
         ({"weights": 0}, "weights: a null address"),
         ({"styles": 1025}, "styles: address is not a multiple of 4"),
         ({"fourier_weight": 1024, "fourier_bias": 1024}, "fourier: a null address"),
+        ({"row_styles": 1024}, "row_styles: expected if and only if a blend streams an input"),
     ],
 )
 def test_stack_pack_refuses(changes: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         module.stack_pack(stack_plan((64, 64), (0,), 64), **(STACK_PACK | changes))
+
+
+@pytest.mark.parametrize(
+    ("widths", "row_styles", "words"),
+    [
+        ((64 + 24, 64), 0, "row_styles: expected if and only if a blend streams an input"),
+        ((64, 64), 1024, "row_styles: expected if and only if a blend streams an input"),
+        ((64 + 24, 64), 1032, "row_styles: address is not a multiple of 16"),
+    ],
+)
+def test_packing_of_blends_refuses(widths: tuple, row_styles: int, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        module.stack_pack(stack_plan(widths, (0,), 64, styles=2), **STACK_PACK, row_styles=row_styles)
 
 
 @pytest.mark.parametrize(
