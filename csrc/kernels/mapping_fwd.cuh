@@ -59,8 +59,8 @@ __device__ __forceinline__ void normalise(float* out, const float* z, int dim)
     }
 }
 
-/// Grid: a cluster of kBlocks for each kMappingVectors vectors. kDim: the vectors' length, or 0 for any. Known when
-/// compiled it halves the code, which comes from memory at each call since the stack's has taken its place.
+/// Grid: a cluster of kBlocks for each kMappingVectors vectors. kDim: the vectors' length, or 0 for any; known when
+/// compiled it halves the code.
 template <int kBlocks, int kDim>
 __global__ void __cluster_dims__(kBlocks, 1, 1) __launch_bounds__(kMappingThreads, 1)
     mapping_fwd_kernel(const __grid_constant__ MappingParams p)
