@@ -25,7 +25,7 @@ constexpr int kWarpgroupPixels = 64;  // pixels of a warpgroup
 constexpr int kWarpPixels = 16;
 constexpr int kBlockPixels = kConsumers * kWarpgroupPixels;
 constexpr int kGroupPixels = kCluster * kBlockPixels;  // pixels of one unit of work
-constexpr int kMadeBuffers = 2;                        // of made rows, at most
+constexpr int kMadeBuffers = 1;                        // of made rows, at most
 constexpr int kMakers = 2;  // warps beside the consumers that make rows of input, see stack_made.cuh
 constexpr int kStackThreads = 128 * (kConsumers + 1);
 

@@ -3,7 +3,8 @@
 // them in the first tenth of a unit. A kernel of its own for them took 4% to 6% of the whole time.
 //
 // A Rows has make<kFirst>(params, shared), this warp's share of the rows of made_unit<kFirst>; and kBuffers: with one,
-// rows are made once layer 0 of the unit before has read its own, with two a whole unit's time is there for them.
+// rows are made once layer 0 of the unit before has read its own, with two a whole unit's time is there for them. Two
+// are more than L2 holds: rows went to memory and came back, 3% of the time of a call.
 #pragma once
 
 #include "ptx/cluster.cuh"
@@ -135,6 +136,7 @@ __device__ __forceinline__ void make_next_rows(const StackParams& p, uint32_t sh
             if (unit.image >= p.images) break;
             keep_made_unit(shared, unit, made_number(shared) + 1);
             bars.wait_empty(made_number(shared));
+            asm volatile("" : "+r"(shared));  // else what was made of it for the barrier is kept for the rows
             Rows::template make<false>(p, shared);
             proxy_fence_global();
         }

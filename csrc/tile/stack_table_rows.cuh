@@ -2,6 +2,7 @@
 // table_lookup_kernel makes, in the registers that producers have.
 #pragma once
 
+#include "ptx/cache_hint.cuh"
 #include "tile/pixel_coordinates.cuh"
 #include "tile/stack_made.cuh"
 #include "tile/table_interpolation.cuh"
@@ -12,7 +13,7 @@ namespace cips {
 template <typename T>
 struct TableRows {
     static constexpr bool kMakes = true;
-    static constexpr uint32_t kBuffers = 2;
+    static constexpr uint32_t kBuffers = 1;
 
     /// A warp takes 32 rows side by side; of an image larger than its table they come in runs between the same entries.
     /// Each lane finds the place of one row; then it takes four channels of all. It holds what it made of a run's left
@@ -110,8 +111,8 @@ private:
         const uint64_t upper =
             p.made.table + 2 * reinterpret_cast<uint64_t>(bytes_beyond(byte, entry, p.made.row_bytes));
         const uint64_t lower = upper + (y != 0.0f ? p.made.source_stride : 0);
-        const float4 a = __ldg(reinterpret_cast<const float4*>(upper));
-        const float4 b = __ldg(reinterpret_cast<const float4*>(lower));
+        const float4 a = load_evicted_first(reinterpret_cast<const float4*>(upper));
+        const float4 b = load_evicted_first(reinterpret_cast<const float4*>(lower));
         v[0] = interpolate(a.x, b.x, fabsf(y));
         v[1] = interpolate(a.y, b.y, fabsf(y));
         v[2] = interpolate(a.z, b.z, fabsf(y));
@@ -124,8 +125,8 @@ private:
         float v[kMadeLaneChannels];
 #pragma unroll
         for (int c = 0; c < kMadeLaneChannels; ++c) v[c] = interpolate(left[c], right[c], fabsf(x));
-        // past L1: the copy engine reads it from L2
-        __stcg(reinterpret_cast<uint2*>(to), make_uint2(pack_pair(v[0], v[1], T()), pack_pair(v[2], v[3], T())));
+        store_evicted_last(reinterpret_cast<uint2*>(to),
+                           make_uint2(pack_pair(v[0], v[1], T()), pack_pair(v[2], v[3], T())));
     }
 };
 
